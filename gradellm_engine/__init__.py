@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING
 import gradellm_engine.utils.quiet  # noqa: F401 (before the libraries that it is for)
 
 if TYPE_CHECKING:
+    from gradellm_engine.core.following.agreement import Agreement, NumberFormat, Verdict
+    from gradellm_engine.core.following.given_tokens import FollowSettings
+    from gradellm_engine.core.following.request import FollowedRequest
     from gradellm_engine.core.generation import GenerationIterator
     from gradellm_engine.core.outputs import (
         Attribution,
+        ChunkAgreement,
         Event,
         Finished,
         FinishReason,
@@ -81,7 +85,7 @@ if TYPE_CHECKING:
     from gradellm_engine.tokenization.chat_template import Message
     from gradellm_engine.tokenization.encoder import interruption_point
     from gradellm_engine.tokenization.prompt import Prompt, PromptToken, Role
-    from gradellm_engine.tokenization.prompt_input import PromptInput, Segment
+    from gradellm_engine.tokenization.prompt_input import MessageSpan, PromptInput, Segment
     from gradellm_engine.tokenization.prompt_limits import PromptLimits
     from gradellm_engine.utils.memory import gpu_memory
 
@@ -95,9 +99,11 @@ __all__ = [
     "MAX_STOP_TEXTS",
     "METHODS",
     "Aggregation",
+    "Agreement",
     "Attribution",
     "AttributionSettings",
     "BusyError",
+    "ChunkAgreement",
     "ComputationError",
     "Contrast",
     "Delivery",
@@ -110,6 +116,8 @@ __all__ = [
     "Event",
     "FinishReason",
     "Finished",
+    "FollowSettings",
+    "FollowedRequest",
     "GenerationIterator",
     "GradEllm",
     "Gradient",
@@ -119,11 +127,13 @@ __all__ = [
     "Loosening",
     "Magnitude",
     "Message",
+    "MessageSpan",
     "Method",
     "Metric",
     "MetricSummary",
     "ModelLoadError",
     "NormaliseOver",
+    "NumberFormat",
     "Objective",
     "OutOfMemoryError",
     "Perturb",
@@ -153,6 +163,7 @@ __all__ = [
     "TokenSelection",
     "TokenizerError",
     "UnsupportedModelError",
+    "Verdict",
     "check_checkpoint",
     "check_context",
     "concrete_preset",
@@ -189,6 +200,9 @@ _MODULES = (
     "model.loader",
     "core.generation",
     "core.request",
+    "core.following.agreement",
+    "core.following.given_tokens",
+    "core.following.request",
     "engine",
 )
 

@@ -12,15 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from gradellm_engine.core.following.given_tokens import FollowSettings
+from gradellm_engine.core.following.request import FollowedRequest
 from gradellm_engine.core.generation import GenerationIterator
 from gradellm_engine.core.lockstep import FollowerLoop, RankZeroScheduler
 from gradellm_engine.core.memory_sizing import MemoryPlan, free_bytes, kv_cache_tokens, post_hoc_bytes
-from gradellm_engine.core.pass_timings import DEFAULT_MAX_GAP_SECONDS
 from gradellm_engine.core.post_hoc_runner import PostHocRunner
 from gradellm_engine.core.request import Request
 from gradellm_engine.core.request_builder import AnyPrompt, RequestBuilder
 from gradellm_engine.core.request_limits import RequestLimits
-from gradellm_engine.core.scheduler import Scheduler
+from gradellm_engine.core.scheduler import DEFAULT_MAX_FOLLOWED, Scheduler
+from gradellm_engine.core.scheduling.pass_timings import DEFAULT_MAX_GAP_SECONDS
 from gradellm_engine.distributed.process_group import ProcessGroup
 from gradellm_engine.errors import ModelLoadError
 from gradellm_engine.faithfulness.results import EvaluationItem, EvaluationSummary
@@ -62,6 +64,7 @@ class Engine:
         *,
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
         max_running: int = DEFAULT_MAX_RUNNING,
+        max_followed: int = DEFAULT_MAX_FOLLOWED,
         max_gap: float = DEFAULT_MAX_GAP_SECONDS,
         memory_bytes: int | None = None,
         kv_bytes: int | None = None,
@@ -86,7 +89,7 @@ class Engine:
         self.max_new_tokens = limits.max_new_tokens
         self.prompt_limits = limits.prompt
         model.encoder.prepare()
-        self.scheduler = _scheduler(model, max_running, max_gap)
+        self.scheduler = _scheduler(model, max_running, max_followed, max_gap)
         self.post_hoc = PostHocRunner(model, post_hoc_bytes(method_bytes, free - self.kv_bytes))
         self._memory_bytes = memory_bytes
         self.request_builder = RequestBuilder(model, limits, self.post_hoc)
@@ -97,7 +100,8 @@ class Engine:
         """Check that all ranks have the same limits, and share rank 0's measurements."""
         scheduler = self.scheduler
         limits = (
-            f"--max-running {scheduler.max_running}, --max-gap-ms {1000 * scheduler.max_gap:g}, "
+            f"--max-running {scheduler.max_running}, --max-followed {scheduler.max_followed}, "
+            f"--max-gap-ms {1000 * scheduler.max_gap:g}, "
             f"--max-new-tokens {self.max_new_tokens}, method bytes {self.method_bytes}"
         )
         ranks.assert_equal({"limits": f"{limits}, a context of {self.context_tokens}"})
@@ -196,6 +200,7 @@ class Engine:
         context_tokens: int | None = None,
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
         max_running: int = DEFAULT_MAX_RUNNING,
+        max_followed: int = DEFAULT_MAX_FOLLOWED,
         max_gap: float = DEFAULT_MAX_GAP_SECONDS,
         memory_bytes: int | None = None,
         kv_bytes: int | None = None,
@@ -208,13 +213,14 @@ class Engine:
         """Load a model by local path or hub id, the demo model by default.
 
         `gradellm_engine.model.loader.load_model` describes what it loads and checks. Up to `max_running` requests run
-        at a time, with completions of up to `max_new_tokens`; prompts are read so that running requests get a token at
-        least every `max_gap` seconds, as far as the model is fast enough. The process plans to take `memory_bytes` in
-        all, by default what there is: the KV cache `kv_bytes`, methods over whole completions `method_bytes`, by
-        default a share each of what is free. `threads` are the process's CPU threads, by default as many as it may run
-        at once. `ranks` is the process group of a tensor-parallel model: all load alike, and all but rank 0 call
-        `run_follower`. With `use_graphs`, decode steps are replayed as CUDA graphs (GPU) or launch graphs and traces
-        (CPU). With `batch_invariant`, results do not depend on the batch (`gradellm_engine.layers.batch_invariant`).
+        at a time, and `max_followed` that follow another engine, with completions of up to `max_new_tokens`; prompts
+        are read so that running requests get a token at least every `max_gap` seconds, as far as the model is fast
+        enough. The process plans to take `memory_bytes` in all, by default what there is: the KV cache `kv_bytes`,
+        methods over whole completions `method_bytes`, by default a share each of what is free. `threads` are the
+        process's CPU threads, by default as many as it may run at once. `ranks` is the process group of a
+        tensor-parallel model: all load alike, and all but rank 0 call `run_follower`. With `use_graphs`, decode steps
+        are replayed as CUDA graphs (GPU) or launch graphs and traces (CPU). With `batch_invariant`, results do not
+        depend on the batch (`gradellm_engine.layers.batch_invariant`).
         """
         _check_counts(threads, max_new_tokens)
         use_threads(threads if threads or ranks is None else ranks.cpus(available_cpus()))
@@ -235,6 +241,7 @@ class Engine:
             model,
             max_new_tokens=max_new_tokens,
             max_running=max_running,
+            max_followed=max_followed,
             max_gap=max_gap,
             memory_bytes=memory_bytes,
             kv_bytes=kv_bytes,
@@ -352,6 +359,24 @@ class Engine:
             prompt, completion, attribution, num_alternatives=num_alternatives, tenant=tenant
         )
 
+    def follow_request(
+        self,
+        prompt: AnyPrompt,
+        attribution: AttributionSettings | None = None,
+        settings: FollowSettings = FollowSettings(),
+        *,
+        tenant: str | None = None,
+    ) -> FollowedRequest:
+        """A request to explain a completion while another engine writes it, for the scheduler.
+
+        Submit it; then give the scheduler the tokens as they come (`append`), have it explain what there is (`flush`),
+        and end it (`finish`), each between two steps. See `generation_request` for `tenant`.
+
+        Raises:
+            InvalidRequestError: naming the field that is at fault.
+        """
+        return self.request_builder.following(prompt, attribution, settings, tenant=tenant)
+
     def evaluation_request(
         self,
         prompt: AnyPrompt,
@@ -377,8 +402,10 @@ def _check_counts(threads: int | None, max_new_tokens: int) -> None:
         raise ModelLoadError(f"max_new_tokens is {max_new_tokens}; a completion needs at least 1 token")
 
 
-def _scheduler(model: LoadedModel, max_running: int, max_gap: float) -> Scheduler:
+def _scheduler(model: LoadedModel, max_running: int, max_followed: int, max_gap: float) -> Scheduler:
     ranks = model.runner.ranks
     if ranks is not None and ranks.is_rank0:
-        return RankZeroScheduler(model.runner, ranks, max_running=max_running, max_gap=max_gap)
-    return Scheduler(model.runner, max_running=max_running, max_gap=max_gap)
+        return RankZeroScheduler(
+            model.runner, ranks, max_running=max_running, max_followed=max_followed, max_gap=max_gap
+        )
+    return Scheduler(model.runner, max_running=max_running, max_followed=max_followed, max_gap=max_gap)

@@ -39,7 +39,11 @@ if TYPE_CHECKING:
     )
     from gradellm.evaluation.report import EvaluationReport
     from gradellm.explanation.explanation import Explanation
+    from gradellm.following.asynchronous import AsyncFollowing
+    from gradellm.following.synchronous import Following
     from gradellm.models import (
+        Agreement,
+        AgreementTotal,
         Alternative,
         Attribution,
         AttributionSettings,
@@ -70,8 +74,11 @@ if TYPE_CHECKING:
     from gradellm.transport.retry import Retry
 
 __all__ = [
+    "Agreement",
+    "AgreementTotal",
     "Alternative",
     "AsyncClient",
+    "AsyncFollowing",
     "Attribution",
     "AttributionSettings",
     "CallCancelledError",
@@ -86,6 +93,7 @@ __all__ = [
     "Event",
     "Explanation",
     "Finished",
+    "Following",
     "GradellmError",
     "Interval",
     "InvalidExplanationError",
@@ -122,9 +130,11 @@ __all__ = [
 
 _MODULES = {
     "AsyncClient": "aio",
+    "AsyncFollowing": "following.asynchronous",
     "Client": "client",
     "EvaluationReport": "evaluation.report",
     "Explanation": "explanation.explanation",
+    "Following": "following.synchronous",
     "Retry": "transport.retry",
     "Tls": "transport.credentials",
     "Violation": "errors",

@@ -6,7 +6,7 @@ import asyncio
 import copy
 import time
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import grpc
@@ -15,6 +15,8 @@ from gradellm.errors import CallCancelledError, ClientClosedError, DeadlineExcee
 from gradellm.evaluation.report import EvaluationReport
 from gradellm.explanation.explanation import Collector
 from gradellm.explanation.verification.replay import attribution_row, contrast_keywords
+from gradellm.following.asynchronous import AsyncFollowing
+from gradellm.following.openai_chunks import follow_openai_async
 from gradellm.local.server import LocalServer
 from gradellm.transport import calls
 from gradellm.transport.channels import CONNECT_SECONDS, CONNECTED, REPLICA_SECONDS, channel_options
@@ -24,7 +26,7 @@ from gradellm.transport.session import Session
 from gradellm.v1 import explainer_pb2_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
     from types import TracebackType
     from typing import Self, Unpack
 
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
     from gradellm.explanation.explanation import Explanation
     from gradellm.explanation.words import Word
+    from gradellm.following.openai_chunks import OpenAIItem
+    from gradellm.following.stream import FollowedStream
     from gradellm.local.server import LocalServerKeywords
     from gradellm.models import Attribution, Event, ServerInfo, TokenizedPrompt
     from gradellm.transport.credentials import Tls
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
         AttributeKeywords,
         CallKeywords,
         EvaluateKeywords,
+        FollowKeywords,
         GenerateKeywords,
         TokenizeKeywords,
     )
@@ -161,6 +166,24 @@ class AsyncClient:
         index, replay = contrast_keywords(explanation, place, instead)
         return attribution_row(await self.attribute(**cast("AttributeKeywords", {**replay, **keywords})), index)
 
+    def follow(
+        self,
+        prompt: str | None = None,
+        *,
+        on_event: Callable[[Event], object] | None = None,
+        **keywords: Unpack[FollowKeywords],
+    ) -> AsyncFollowing:
+        """Attribute a completion while another engine writes it, as `Client.follow` does."""
+        call = calls.follow(prompt, keywords)
+        self._check_open()
+        return AsyncFollowing(partial(self._follow, call, on_event), call)
+
+    def follow_openai(
+        self, chunks: AsyncIterable[Any], *, choice: int = 0, **keywords: Unpack[FollowKeywords]
+    ) -> AsyncGenerator[OpenAIItem, None]:
+        """Attribute what a streaming response of the openai package says, as `Client.follow_openai` does."""
+        return follow_openai_async(self, chunks, choice, keywords)
+
     def evaluate_events(
         self,
         prompt: str | None = None,
@@ -242,6 +265,15 @@ class AsyncClient:
                 session.rotation.mark_up(index)
                 return call.read(response)
 
+    def _follow(
+        self,
+        call: calls.Call[Event | None],
+        on_event: Callable[[Event], object] | None,
+        stream: FollowedStream,
+        messages: Callable[[], AsyncIterator[Message]],
+    ) -> AsyncGenerator[Event, None]:
+        return self._stream(call, on_event, stream, messages)
+
     def _events(
         self, call: calls.Call[Event | None], on_event: Callable[[Event], object] | None
     ) -> AsyncGenerator[Event, None]:
@@ -249,15 +281,21 @@ class AsyncClient:
         return self._stream(call, on_event)
 
     async def _stream(
-        self, call: calls.Call[Event | None], on_event: Callable[[Event], object] | None
+        self,
+        call: calls.Call[Event | None],
+        on_event: Callable[[Event], object] | None,
+        stream: ResumableStream | None = None,
+        messages: Callable[[], AsyncIterator[Message]] | None = None,
     ) -> AsyncGenerator[Event, None]:
         session = self._session
-        stream, attempts = ResumableStream(call), session.attempts(call, session.retry)
+        stream = stream or ResumableStream(call)
+        attempts = session.attempts(call, session.retry)
         while True:
             self._check_open()
             index = session.rotation.pick()
             await self._await_connections(index, attempts)
-            responses = self._send(index, call.rpc, stream.request, attempts)
+            request = stream.request if messages is None else messages()
+            responses = stream.running = self._send(index, call.rpc, request, attempts)
             failure: grpc.RpcError | UnavailableError | None
             try:
                 while True:
@@ -281,7 +319,7 @@ class AsyncClient:
                 return
             await self._wait_before_retry(failure, call, attempts, index)
 
-    def _send(self, index: int, rpc: str, request: Message, attempts: Attempts) -> Any:  # noqa: ANN401 (gRPC's)
+    def _send(self, index: int, rpc: str, request: Message | AsyncIterator[Message], attempts: Attempts) -> Any:  # noqa: ANN401
         send = getattr(self._stubs[index], rpc)
         return send(request, timeout=attempts.seconds_left, metadata=self._session.credentials.metadata)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import grpc
@@ -17,6 +18,8 @@ from gradellm.errors import ClientClosedError, DeadlineExceededError, Unavailabl
 from gradellm.evaluation.report import EvaluationReport
 from gradellm.explanation.explanation import Explanation
 from gradellm.explanation.verification.replay import attribution_row, contrast_keywords
+from gradellm.following.openai_chunks import follow_openai
+from gradellm.following.synchronous import Following
 from gradellm.local.server import LocalServer
 from gradellm.transport import calls
 from gradellm.transport.channels import CONNECT_SECONDS, CONNECTED, REPLICA_SECONDS, channel_options
@@ -26,13 +29,15 @@ from gradellm.transport.session import Session
 from gradellm.v1 import explainer_pb2_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
     from types import TracebackType
     from typing import Self, Unpack
 
     from google.protobuf.message import Message
 
     from gradellm.explanation.words import Word
+    from gradellm.following.openai_chunks import OpenAIItem
+    from gradellm.following.stream import FollowedStream
     from gradellm.local.server import LocalServerKeywords
     from gradellm.models import Attribution, Event, ServerInfo, TokenizedPrompt
     from gradellm.transport.credentials import Tls
@@ -41,6 +46,7 @@ if TYPE_CHECKING:
         AttributeKeywords,
         CallKeywords,
         EvaluateKeywords,
+        FollowKeywords,
         GenerateKeywords,
         TokenizeKeywords,
     )
@@ -193,6 +199,35 @@ class Client:
         index, replay = contrast_keywords(explanation, place, instead)
         return attribution_row(self.attribute(**cast("AttributeKeywords", {**replay, **keywords})), index)
 
+    def follow(
+        self,
+        prompt: str | None = None,
+        *,
+        on_event: Callable[[Event], object] | None = None,
+        **keywords: Unpack[FollowKeywords],
+    ) -> Following:
+        """Attribute a completion while another engine writes it.
+
+        Append the tokens as they come, and iterate the result for the same events as those of `attribute_events`, with
+        `agreement` for each chunk whose log-probabilities were compared. `on_event` is called with every event.
+        Keywords: messages, prompt_ids, message_spans, segments; max_new_tokens, upstream_dtype, flush_seconds,
+        num_alternatives; and the attribution keywords of `generate`; see FollowKeywords.
+        """
+        call = calls.follow(prompt, keywords)
+        self._check_open()
+        return Following(partial(self._follow, call, on_event), call)
+
+    def follow_openai(
+        self, chunks: Iterable[Any], *, choice: int = 0, **keywords: Unpack[FollowKeywords]
+    ) -> Iterator[OpenAIItem]:
+        """Attribute what a streaming response of the openai package says, from any compatible server.
+
+        Yield its chunks untouched and at once, and events of the attribution beside them; exactly one of `item.chunk`
+        and `item.event` is not None. See `gradellm.following.openai_chunks` for what to ask the server for.
+        Keywords as in `follow`; `choice` is the index of the explained choice.
+        """
+        return follow_openai(self, chunks, choice, keywords)
+
     def evaluate_events(
         self,
         prompt: str | None = None,
@@ -279,6 +314,15 @@ class Client:
                 session.rotation.mark_up(index)
                 return call.read(response)
 
+    def _follow(
+        self,
+        call: calls.Call[Event | None],
+        on_event: Callable[[Event], object] | None,
+        stream: FollowedStream,
+        messages: Callable[[], Iterator[Message]],
+    ) -> Generator[Event, None, None]:
+        return self._stream(call, on_event, stream, messages)
+
     def _events(
         self, call: calls.Call[Event | None], on_event: Callable[[Event], object] | None
     ) -> Generator[Event, None, None]:
@@ -286,14 +330,21 @@ class Client:
         return self._stream(call, on_event)
 
     def _stream(
-        self, call: calls.Call[Event | None], on_event: Callable[[Event], object] | None
+        self,
+        call: calls.Call[Event | None],
+        on_event: Callable[[Event], object] | None,
+        stream: ResumableStream | None = None,
+        messages: Callable[[], Iterator[Message]] | None = None,
     ) -> Generator[Event, None, None]:
+        """Run the calls of a stream. `messages` makes the requests of a call that takes several."""
         session = self._session
-        stream, attempts = ResumableStream(call), session.attempts(call, session.retry)
+        stream = stream or ResumableStream(call)
+        attempts = session.attempts(call, session.retry)
         while True:
             self._check_open()
             index = session.rotation.pick()
-            responses = self._send(index, call.rpc, stream.request, attempts)
+            request = stream.request if messages is None else messages()
+            responses = stream.running = self._send(index, call.rpc, request, attempts)
             failure: grpc.RpcError | UnavailableError | None
             try:
                 while True:
@@ -314,7 +365,7 @@ class Client:
                 return
             self._wait_before_retry(failure, call, attempts, index)
 
-    def _send(self, index: int, rpc: str, request: Message, attempts: Attempts) -> Any:  # noqa: ANN401 (gRPC's)
+    def _send(self, index: int, rpc: str, request: Message | Iterator[Message], attempts: Attempts) -> Any:  # noqa: ANN401 (gRPC's)
         send = getattr(self._stubs[index], rpc)
         try:
             self._await_connections(index, attempts)

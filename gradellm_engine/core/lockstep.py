@@ -3,7 +3,8 @@
 A sharded model computes only where all ranks run the same forward and backward passes in the same order. So each rank
 runs the whole engine, rather than mirroring single passes. Rank 0 broadcasts what a rank cannot know by itself:
 
-    1. submitted and cancelled requests, and when waiting requests are admitted      (`CallCommand`, in order)
+    1. submitted and cancelled requests, tokens of followed ones, and when waiting
+       requests are admitted                                                          (`CallCommand`, in order)
     2. at the start of a step, which requests are held back, and the pass timings    (`StepCommand`)
     3. between a step's passes, the calls since the last broadcast                   (`CallCommand` again)
 
@@ -16,15 +17,16 @@ all-reduce. `GroupLostError` then ends every rank, and the group has to be start
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 from zlib import crc32
 
-from gradellm_engine.core.pass_timings import DEFAULT_MAX_GAP_SECONDS, PassTimings
+from gradellm_engine.core.following.request import FollowedRequest
 from gradellm_engine.core.request import Request
 from gradellm_engine.core.request_spec import RequestCall
-from gradellm_engine.core.scheduler import EligibilityFn, Scheduler
+from gradellm_engine.core.scheduler import DEFAULT_MAX_FOLLOWED, EligibilityFn, Scheduler
+from gradellm_engine.core.scheduling.pass_timings import DEFAULT_MAX_GAP_SECONDS, PassTimings
 from gradellm_engine.distributed.process_group import ProcessGroup
 from gradellm_engine.errors import EngineError, GroupLostError, OutOfMemoryError
 from gradellm_engine.model.runner import ModelRunner
@@ -50,7 +52,29 @@ class Admit:
     """Waiting requests are admitted, as far as there are KV slots."""
 
 
-CallCommand = Submit | Cancel | Admit
+@dataclass(frozen=True)
+class Append:
+    """Tokens come to a followed request; the other ranks compare no log-probabilities."""
+
+    request_id: int
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Flush:
+    """What has come of a followed request is explained."""
+
+    request_id: int
+
+
+@dataclass(frozen=True)
+class Finish:
+    """No more tokens come to a followed request."""
+
+    request_id: int
+
+
+CallCommand = Submit | Cancel | Admit | Append | Flush | Finish
 
 
 @dataclass(frozen=True)
@@ -94,9 +118,10 @@ class RankZeroScheduler(Scheduler):
         ranks: ProcessGroup,
         *,
         max_running: int,
+        max_followed: int = DEFAULT_MAX_FOLLOWED,
         max_gap: float = DEFAULT_MAX_GAP_SECONDS,
     ) -> None:
-        super().__init__(runner, max_running=max_running, max_gap=max_gap)
+        super().__init__(runner, max_running=max_running, max_followed=max_followed, max_gap=max_gap)
         self._ranks = ranks
         self._calls: list[CallCommand] = []  # not broadcast yet
         self._ids: WeakKeyDictionary[Request, int] = WeakKeyDictionary()
@@ -119,9 +144,24 @@ class RankZeroScheduler(Scheduler):
             self._calls.append(Cancel(request_id))
         super().cancel(request)
 
+    def append(self, request: FollowedRequest, ids: Sequence[int], logprobs: Sequence[float] = ()) -> None:
+        """See `Scheduler`."""
+        super().append(request, ids, logprobs)
+        self._calls.append(Append(self._ids[request], tuple(ids)))
+
+    def flush(self, request: FollowedRequest) -> None:
+        """See `Scheduler`."""
+        super().flush(request)
+        self._calls.append(Flush(self._ids[request]))
+
+    def finish(self, request: FollowedRequest) -> None:
+        """See `Scheduler`."""
+        super().finish(request)
+        self._calls.append(Finish(self._ids[request]))
+
     def has_work(self, is_eligible: EligibilityFn = lambda request: True) -> bool:
         """See `Scheduler`."""
-        if self.waiting and len(self.running) < self.max_running and self._calls[-1:] != [Admit()]:
+        if self.waiting and self._calls[-1:] != [Admit()]:
             self._calls.append(Admit())  # this call admits them, before the next step does
         return super().has_work(is_eligible)
 
@@ -208,6 +248,18 @@ class FollowerLoop:
                     self.scheduler.cancel(request)
             case Admit():
                 self.scheduler.admit()
+            case Append(request_id, ids):
+                self.scheduler.append(self._followed(request_id), ids)
+            case Flush(request_id):
+                self.scheduler.flush(self._followed(request_id))
+            case Finish(request_id):
+                self.scheduler.finish(self._followed(request_id))
+
+    def _followed(self, request_id: int) -> FollowedRequest:
+        request = self.requests[request_id]
+        if not isinstance(request, FollowedRequest):
+            raise GroupLostError(f"rank 0 has tokens for request {request_id}, which is not followed on this rank")
+        return request
 
     def _step(self, step: StepCommand) -> None:
         self.scheduler.timings = step.timings

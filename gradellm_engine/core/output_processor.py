@@ -52,7 +52,9 @@ class OutputProcessor:
         self._top_k = settings.top_k_sources
         self._source_map = SourceMap(spec.prompt, settings)
         stop = () if spec.is_completion else spec.sampling.stop
-        self._text = CompletionText(self._decode, spec.prompt.ids, stop, self._special_token_text)
+        self._text = CompletionText(
+            self._decode, spec.prompt.ids, stop, self._special_token_text, may_end_later=spec.following is not None
+        )
         self._is_special: list[bool] = []  # of each token of the completion
         self._held: list[Step] = []  # tokens that have not been emitted
         self._words = WordCounter()

@@ -1,4 +1,4 @@
-"""The events of a request: its start, tokens, scores, progress, results of an evaluation, and its end."""
+"""The events of a request: start, tokens, scores, agreement with another engine, progress, evaluation results, end."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from torch import Tensor
 
+from gradellm_engine.core.following.agreement import Agreement, Verdict
 from gradellm_engine.faithfulness.results import EvaluationItem, EvaluationSummary
 from gradellm_engine.faithfulness.settings import EvaluationSettings
 from gradellm_engine.params import AttributionSettings, Sampling
@@ -48,6 +49,23 @@ class Attribution:
     target_token_id: int
     contrast_token_id: int | None
     error: float | None = None
+
+
+@dataclass(frozen=True)
+class ChunkAgreement:
+    """How far the log-probabilities of another engine agree with the model's, for tokens that it wrote.
+
+    Attributes:
+        first_token: index of the first token of the chunk that was compared.
+        chunk: the agreement on the chunk's tokens.
+        total: the agreement on all tokens so far.
+        verdict: whether the other engine runs the same model, by `total`.
+    """
+
+    first_token: int
+    chunk: Agreement
+    total: Agreement
+    verdict: Verdict
 
 
 @dataclass(frozen=True)
@@ -132,6 +150,8 @@ class Finished:
         prefill_seconds: time of passes that prefilled the prompt.
         decode_seconds: time of decode passes, without attribution.
         attribution_seconds: time of backward passes, replays and post-hoc passes.
+        agreement: of a followed completion, on all its tokens; None for others.
+        verdict: whether the engine that wrote a followed completion runs the same model; None for others.
     """
 
     reason: FinishReason
@@ -145,6 +165,8 @@ class Finished:
     prefill_seconds: float
     decode_seconds: float
     attribution_seconds: float
+    agreement: Agreement | None = None
+    verdict: Verdict | None = None
 
 
 @dataclass(frozen=True)
@@ -171,4 +193,14 @@ class Started:
         return (0,) if self.attribution is not None and self.attribution.method.excludes_sink else ()
 
 
-Event = Started | Step | Attribution | Progress | PromptProgress | EvaluationItem | EvaluationSummary | Finished
+Event = (
+    Started
+    | Step
+    | Attribution
+    | ChunkAgreement
+    | Progress
+    | PromptProgress
+    | EvaluationItem
+    | EvaluationSummary
+    | Finished
+)

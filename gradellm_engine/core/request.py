@@ -1,7 +1,8 @@
 """One request, from its prompt to its last token, as a state machine that the scheduler drives.
 
     1. prefill   all tokens of the prompt but the last are read into a KV slot, in chunks
-    2. decode    the last token is read, explained or not; the next one is sampled, or taken from `forced_ids`
+    2. decode    the last token is read, explained or not; the next one is sampled. Given tokens are read in chunks;
+                 those that another engine writes come one by one, and until there are enough the request is idle
     3. explain   in the same pass (delivery per_token), or later for several tokens that are replayed (chunked); a
                  token that the request does not select is not explained
     4. emit      the token with its text, then its scores; see `gradellm_engine.core.output_processor`
@@ -23,9 +24,10 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
+from gradellm_engine.core.following.given_tokens import GivenTokens
 from gradellm_engine.core.output_processor import OutputProcessor
 from gradellm_engine.core.outputs import Event, Finished, FinishReason, Progress, PromptProgress, Started
-from gradellm_engine.core.request_spec import ContrastTokens, RequestCall, RequestSpec
+from gradellm_engine.core.request_spec import RequestCall, RequestSpec, TargetChooser
 from gradellm_engine.core.sampler import Distribution, choose_token
 from gradellm_engine.faithfulness.pass_budget import PassBudget
 from gradellm_engine.faithfulness.results import EvaluationEvent
@@ -47,6 +49,7 @@ class RequestPhase(Enum):
     """What a request needs next."""
 
     WAITING = auto()  # a KV slot
+    IDLE = auto()  # more tokens of a followed completion
     PREFILL = auto()  # its prompt to be read
     DECODE = auto()  # its next token
     EXPLAIN = auto()  # scores of some tokens, before the next token
@@ -60,15 +63,20 @@ class Request:
     Attributes:
         call: how it was built; another rank builds the same request from it.
         ids: all tokens so far, the prompt's first.
-        max_num_tokens: tokens that its KV slot must hold: the prompt's, and as many new ones as it may have.
+        max_num_tokens: the prompt's tokens, and as many new ones as it may have.
+        num_slot_tokens: tokens that its KV slot must hold when it starts.
         tenant: whose prefixes it may reuse.
         slot: its keys and values, while it runs.
         has_run: whether it ever had a slot.
         chunk_size: tokens that are explained together, of a given completion or with delivery chunked.
+        max_forced_chunk: the most given tokens that one pass reads.
         error: what ended it, if it failed.
         is_closed: whether it has ended, in whatever way.
-        num_passed_over: see `gradellm_engine.core.pass_timings`.
+        is_followed: whether another engine writes its completion; see `FollowedRequest`.
+        num_passed_over: see `gradellm_engine.core.scheduling.pass_timings`.
     """
+
+    is_followed = False
 
     def __init__(self, model: LoadedModel, spec: RequestSpec) -> None:
         prompt, sampling = spec.prompt, spec.sampling
@@ -77,9 +85,11 @@ class Request:
         self._model, self._spec = model, spec
         self._seed, self._max_new_tokens = sampling.seed, sampling.max_new_tokens
         self.call: RequestCall | None = spec.call
-        self.ids = prompt.ids + list(spec.forced_ids[: spec.first_step])
+        self._given = GivenTokens(spec.forced_ids, spec.following, num_read=spec.first_step)
+        self.ids = prompt.ids + self._given.ids[: spec.first_step]
         self._num_prompt_tokens = len(prompt.tokens)
         self.max_num_tokens = self._num_prompt_tokens + self._max_new_tokens
+        self.num_slot_tokens = self.max_num_tokens
         self.tenant = spec.tenant
         self.slot: KVSlot | None = None
         self.has_run = False
@@ -89,7 +99,7 @@ class Request:
         self._explain = spec.explain_in_pass
         self._is_chunked = self._explain is not None and settings.delivery is Delivery.CHUNKED
         self._adapts_chunk_size = settings.chunk_size is None
-        self.chunk_size = settings.chunk_size or DEFAULT_CHUNK_SIZE
+        self.max_forced_chunk = self.chunk_size = settings.chunk_size or DEFAULT_CHUNK_SIZE
         self._replays = ReplayQueue(self._num_prompt_tokens)
         self._targets: dict[int, Target] = {}  # of a post-hoc method, by token
         self._post_hoc: Iterator[StepScores | EvaluationEvent] | None = None
@@ -99,13 +109,14 @@ class Request:
         self._seconds: dict[TimingBucket, float] = dict.fromkeys(get_args(TimingBucket), 0.0)
         self._finish_reason: FinishReason | None = None
         self._output = OutputProcessor(model.encoder, spec)
+        self._choose_target = TargetChooser(model.encoder, spec)
         self.events: list[Event] = [Started(prompt, self._output.sources, sampling, spec.attribution, spec.evaluation)]
         self.error: Exception | None = None
         self.is_closed = False
-        for token_id in spec.forced_ids[: spec.first_step]:
+        for token_id in self._given.ids[: spec.first_step]:
             self._output.skip_token(token_id)
         if spec.first_step:
-            self._finish_if_ended(spec.forced_ids[spec.first_step - 1])
+            self._finish_if_ended(self.ids[-1])
             self.close_if_done()
 
     # State --------------------------------------------------------------------------------------------------------
@@ -138,8 +149,10 @@ class Request:
             return RequestPhase.POST_HOC
         if self._needs_rotary_switch:
             return RequestPhase.EXPLAIN if self._replays else RequestPhase.PREFILL
-        is_explained = self._num_forced_left or self._finish_reason is not None or self.must_replay
-        return RequestPhase.EXPLAIN if is_explained else RequestPhase.DECODE
+        is_due = self._given.is_due(self._num_completion_tokens, self.chunk_size)
+        if is_due or self._finish_reason is not None or self.must_replay:
+            return RequestPhase.EXPLAIN
+        return RequestPhase.IDLE if self._num_forced_left or self._given.is_open else RequestPhase.DECODE
 
     @property
     def is_long(self) -> bool:
@@ -180,7 +193,9 @@ class Request:
     @property
     def chunk_length(self) -> int:
         """Tokens that the next explain pass takes."""
-        return min(self.chunk_size, len(self._replays) if self.must_replay else self._num_forced_left)
+        if self.must_replay:
+            return min(self.chunk_size, len(self._replays))
+        return min(self.max_forced_chunk, self._num_forced_left)
 
     @property
     def post_hoc_seconds_left(self) -> float:
@@ -194,7 +209,7 @@ class Request:
 
     @property
     def _num_forced_left(self) -> int:
-        return max(0, len(self._spec.forced_ids) - self._num_completion_tokens)
+        return max(0, len(self._given.ids) - self._num_completion_tokens)
 
     # What the scheduler does to it --------------------------------------------------------------------------------
 
@@ -204,10 +219,11 @@ class Request:
         self.has_run = True
         self._num_reused = slot.length
 
-    def adapt_chunk_size(self, chunk_size: int) -> None:
-        """Use the scheduler's chunk size, unless the request sets its own."""
+    def adapt_chunk_size(self, chunk_size: int, max_followed: int) -> None:
+        """Use the scheduler's chunk size, unless the request sets its own; `max_followed` is for `FollowedRequest`."""
         if self._adapts_chunk_size:
             self.chunk_size = chunk_size
+        self.max_forced_chunk = self.chunk_size
 
     def roll_back(self, num_tokens: int, num_computed_tokens: int) -> None:
         """Undo a failed pass: the slot holds what it held before, unless a token has been added since."""
@@ -238,6 +254,8 @@ class Request:
                 prefill_seconds=self._seconds["prefill"],
                 decode_seconds=self._seconds["decode"],
                 attribution_seconds=self._seconds["attribution"],
+                agreement=self._given.agreement,
+                verdict=self._given.verdict,
             )
         )
         if self.slot is not None:
@@ -314,11 +332,11 @@ class Request:
 
     def forced_chunk(self) -> SequenceChunk:
         """The last token and the next forced tokens; explained where all of their successors are, and none waits."""
-        done, count = self._num_completion_tokens, self.chunk_size
+        done, count = self._num_completion_tokens, self.max_forced_chunk
         switch = self._model.runner.switch_tokens
         if switch is not None and not self.is_long:
             count = min(count, switch + 1 - len(self.ids))  # later tokens have other rotary factors
-        forced = self._spec.forced_ids[done : done + count]
+        forced = self._given.ids[done : done + count]
         all_explained = not self._replays and all(map(self._spec.explains, range(done, done + len(forced))))
         explain = self._explain if all_explained else None
         return SequenceChunk.new(self._open_slot(), [self.ids[-1], *forced[:-1]], explain)
@@ -348,13 +366,15 @@ class Request:
         for distribution in distributions:
             index = self._num_completion_tokens
             distribution.check(index)
-            is_forced = index < len(spec.forced_ids)
-            token_id = (
-                spec.forced_ids[index] if is_forced else choose_token(distribution, spec.sampling, self._seed, index)
-            )
+            is_forced = index < len(self._given.ids)
+            if is_forced:
+                token_id = self._given.ids[index]
+                self._given.compare(index, distribution.logprob(token_id))
+            else:
+                token_id = choose_token(distribution, spec.sampling, self._seed, index)
             self.ids.append(token_id)
             self._output.add_token(token_id, distribution, is_new=spec.is_completion or not is_forced)
-            target = self._target(token_id, distribution) if spec.explains(index) else None
+            target = self._choose_target(token_id, distribution) if spec.explains(index) else None
             targets.append(target)
             if target is not None:
                 self._await_scores(index, target)
@@ -409,24 +429,11 @@ class Request:
             self.emit_tokens()
         self._post_hoc, self._is_post_hoc_done = None, True
 
-    def _target(self, token_id: int, distribution: Distribution) -> Target:
-        """The logit, or difference of logits, that is explained of a token."""
-        attribution = self._spec.attribution
-        if attribution is None:
-            return Target(token_id)
-        target_id = token_id if attribution.target_token_id is None else attribution.target_token_id
-        if attribution.contrast is not None and attribution.contrast.runner_up:
-            return Target(target_id, distribution.runner_up(target_id))
-        contrast = self._spec.contrast
-        if isinstance(contrast, ContrastTokens):
-            contrast = contrast.in_place_of(self._model.encoder.decode_alone(target_id))
-        return Target(target_id, contrast)
-
     def _finish_if_ended(self, token_id: int) -> None:
         """Set the finish reason where the completion ends with this token."""
-        done, num_forced = self._num_completion_tokens, len(self._spec.forced_ids)
+        done, num_forced = self._num_completion_tokens, len(self._given.ids)
         if self._spec.is_completion:
-            if done == num_forced:
+            if done == num_forced and not self._given.is_open:
                 self._finish_reason = FinishReason.END_OF_COMPLETION
         elif done < num_forced:
             return  # forced tokens end nothing before the last of them

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import cast
 
 from gradellm_engine.core.completion_encoder import CompletionEncoder
+from gradellm_engine.core.following.agreement import number_format
+from gradellm_engine.core.following.given_tokens import Following, FollowSettings
+from gradellm_engine.core.following.request import FollowedRequest
 from gradellm_engine.core.post_hoc_runner import PostHocRunner
 from gradellm_engine.core.request import Request
 from gradellm_engine.core.request_limits import RequestLimits
@@ -132,6 +136,39 @@ class RequestBuilder:
         )
         return self._explaining(spec, attribution or AttributionSettings())
 
+    def following(
+        self,
+        prompt: AnyPrompt,
+        attribution: AttributionSettings | None = None,
+        settings: FollowSettings = FollowSettings(),
+        *,
+        tenant: str | None = None,
+    ) -> FollowedRequest:
+        """A request to explain a completion that another engine writes; see `gradellm_engine.engine.Engine.follow`."""
+        self._limits.check_token_count("completion_ids", len(settings.ids))
+        prompt = self.tokenize(prompt)
+        check_token_ids("completion_ids", settings.ids, self._model.info.vocab_size)
+        room = self._limits.room(prompt)
+        wanted = room if settings.max_new_tokens is None else settings.max_new_tokens
+        sampling = self.resolver.sampling(
+            Sampling(max_new_tokens=wanted, seed=0, num_alternatives=settings.num_alternatives), prompt
+        )
+        settings.check(wanted)
+        arguments = {"prompt": prompt, "attribution": attribution, "settings": settings, "tenant": tenant}
+        ours = number_format(self._model.info.dtype, self._model.info.quantization)
+        spec = RequestSpec(
+            prompt=prompt,
+            sampling=sampling,
+            call=RequestCall("following", arguments),
+            forced_ids=settings.ids,
+            first_step=len(settings.ids),
+            is_completion=True,
+            following=Following(settings.upstream_dtype, ours, settings.agreement),
+            tenant=tenant,
+        )
+        request = self._explaining(spec, attribution or AttributionSettings(), kind=FollowedRequest)
+        return cast("FollowedRequest", request)
+
     def evaluation(
         self,
         prompt: AnyPrompt,
@@ -177,11 +214,15 @@ class RequestBuilder:
         return self._evaluating(spec, settings, num_new_tokens=sampling.max_new_tokens or 0)
 
     def _explaining(
-        self, spec: RequestSpec, attribution: AttributionSettings | None, first_attribution: int | None = None
+        self,
+        spec: RequestSpec,
+        attribution: AttributionSettings | None,
+        first_attribution: int | None = None,
+        kind: type[Request] = Request,
     ) -> Request:
         """The request of a spec, with its tokens explained, from `first_attribution` on where it is given."""
         if attribution is None:
-            return Request(self._model, spec)
+            return kind(self._model, spec)
         prompt = spec.prompt
         attribution = self.resolver.attribution(attribution, prompt, is_completion=spec.is_completion)
         if attribution.tokens is not None:
@@ -193,18 +234,23 @@ class RequestBuilder:
         method = method_named(switches.name)
         if method.explain is not None:
             selected = None if attribution.tokens is None else attribution.tokens.indexes
-            n = len(spec.forced_ids) if selected is None else selected[-1] + 1
-            self._post_hoc.check(method, switches, len(prompt.tokens), n, n if selected is None else len(selected))
-            spec = replace(spec, post_hoc=partial(self._post_hoc.explain, method, switches))
+
+            def check(length: int) -> None:
+                n = length if selected is None else min(length, selected[-1] + 1)
+                num_steps = n if selected is None else sum(index < length for index in selected)
+                self._post_hoc.check(method, switches, len(prompt.tokens), n, num_steps)
+
+            check(max(1, len(spec.forced_ids)))
+            spec = replace(spec, post_hoc=partial(self._post_hoc.explain, method, switches), check_post_hoc=check)
         if method.scores is not None:
             spec = replace(spec, model_free_scores=partial(method.scores, switches))
-        return Request(self._model, spec)
+        return kind(self._model, spec)
 
     def _selected(self, selection: TokenSelection, spec: RequestSpec) -> TokenSelection:
         """The tokens that a request explains, as indexes; counts are checked before any is looked up."""
         self._limits.check_token_count("attribution.tokens.indexes", len(selection.indexes))
         self._limits.check_token_count("attribution.tokens.spans", len(selection.spans))
-        if not spec.is_completion:
+        if spec.following or not spec.is_completion:
             return reachable_tokens(selection, spec.sampling.max_new_tokens or 0)
         return selected_tokens(selection, self._completions.token_texts(spec.prompt, spec.forced_ids))
 

@@ -61,13 +61,17 @@ class RequestLimits:
                 field, f"{count:,} tokens; the limit of a completion is {self.max_new_tokens:,}: send fewer"
             )
 
+    def room(self, prompt: Prompt) -> int:
+        """How many tokens a completion after this prompt may have."""
+        return min(self.max_new_tokens, self.context_tokens - len(prompt.tokens))
+
     def check_room(self, field: str, prompt: Prompt, num_new_tokens: int) -> None:
         """Refuse a completion that does not fit the context after this prompt.
 
         Raises:
             InvalidRequestError: naming the field and the limit.
         """
-        room = min(self.max_new_tokens, self.context_tokens - len(prompt.tokens))
+        room = self.room(prompt)
         if num_new_tokens > room:
             raise InvalidRequestError(
                 field,
@@ -82,6 +86,6 @@ class RequestLimits:
             InvalidRequestError: where the requested length does not fit.
         """
         if sampling.max_new_tokens is None:
-            return min(DEFAULT_NEW_TOKENS, self.max_new_tokens, self.context_tokens - len(prompt.tokens))
+            return min(DEFAULT_NEW_TOKENS, self.room(prompt))
         self.check_room("max_new_tokens", prompt, sampling.max_new_tokens)
         return sampling.max_new_tokens

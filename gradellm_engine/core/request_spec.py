@@ -9,6 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from gradellm_engine.core.following.given_tokens import Following
+from gradellm_engine.core.sampler import Distribution
 from gradellm_engine.faithfulness.pass_budget import PassBudget
 from gradellm_engine.faithfulness.results import EvaluationEvent
 from gradellm_engine.faithfulness.settings import EvaluationSettings
@@ -21,7 +23,8 @@ from gradellm_engine.params import (
     Sampling,
     Switches,
 )
-from gradellm_engine.passes.base import ExplainSpec
+from gradellm_engine.passes.base import ExplainSpec, Target
+from gradellm_engine.tokenization.encoder import TextEncoder
 from gradellm_engine.tokenization.prompt import Prompt, Role
 
 PostHocAnalysis = Callable[[CompletionContext], Iterator[StepScores | EvaluationEvent]]
@@ -71,8 +74,11 @@ class RequestSpec:
         forced_ids: tokens that the completion begins with (teacher-forced), whatever the model would choose.
         first_step: the first token of the completion that is computed and reported; tokens before it are prefilled.
         is_completion: whether `forced_ids` are a completion to explain, rather than the beginning of one to resume.
+        following: how the rest of the completion is followed, which another engine writes; None where all of it is
+            known, or the model chooses it.
         post_hoc: explains or evaluates the completion once all its tokens are there; None for methods that explain
             tokens in passes of their own.
+        check_post_hoc: (number of tokens) -> None; refuses a followed completion that is too long for `post_hoc`.
         model_free_scores: (step, number of tokens before it) -> scores, of a method that does not run the model.
         evaluation: the settings of the evaluation that `post_hoc` runs; None where it explains.
         pass_budget: the size of an evaluation's passes; None for all other requests.
@@ -87,7 +93,9 @@ class RequestSpec:
     forced_ids: tuple[int, ...] = ()
     first_step: int = 0
     is_completion: bool = False
+    following: Following | None = None
     post_hoc: PostHocAnalysis | None = None
+    check_post_hoc: Callable[[int], None] | None = None
     model_free_scores: Callable[[int, int], Tensor] | None = None
     evaluation: EvaluationSettings | None = None
     pass_budget: PassBudget | None = None
@@ -118,3 +126,23 @@ def normalisation_mask(prompt: Prompt, method: Switches) -> Tensor | None:
             return torch.ones(len(prompt.tokens), dtype=torch.bool)
         case NormaliseOver.USER:
             return torch.tensor([token.role is Role.USER for token in prompt.tokens])
+
+
+class TargetChooser:
+    """Chooses what the scores of each token of a request explain: a logit, or a difference of logits."""
+
+    def __init__(self, encoder: TextEncoder, spec: RequestSpec) -> None:
+        self._encoder, self._attribution, self._contrast = encoder, spec.attribution, spec.contrast
+
+    def __call__(self, token_id: int, distribution: Distribution) -> Target:
+        """The target of a token of the completion, with the distribution that it was drawn from."""
+        attribution = self._attribution
+        if attribution is None:
+            return Target(token_id)
+        target_id = token_id if attribution.target_token_id is None else attribution.target_token_id
+        if attribution.contrast is not None and attribution.contrast.runner_up:
+            return Target(target_id, distribution.runner_up(target_id))
+        contrast = self._contrast
+        if isinstance(contrast, ContrastTokens):
+            contrast = contrast.in_place_of(self._encoder.decode_alone(target_id))
+        return Target(target_id, contrast)

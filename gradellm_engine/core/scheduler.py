@@ -5,18 +5,22 @@ A step does, in this order:
     1. admit     waiting requests, first come first served, up to max_running and while there is KV memory
     2. decode    one token of every request that can decode, in one pass; delivery per_token is explained in the pass
     3. prefill   chunks of prompts, the shortest first (chunked prefill); on a CPU in the same pass as the decode step
-    4. explain   chunks that are due (delivery chunked, given completions), up to MAX_EXPLAINED_TOKENS
+    4. explain   chunks that are due (delivery chunked, given and followed completions), up to MAX_EXPLAINED_TOKENS
     5. post-hoc  one request whose whole completion is explained, a pass or two, round-robin
     6. evaluate  a batch of perturbed texts of one evaluation, round-robin
 
 Prompts are read in as few passes as the longest gap between two tokens of a stream allows (`max_gap`): a pass takes as
-many prompt tokens as fit what the gap leaves beside the streams' own passes (`gradellm_engine.core.pass_timings`). With
-nothing else to run, chunks are large. Prompts with a common prefix read it once: the others wait a pass, and copy it.
-On a CPU a pass with prompts is a decode step, too, so that the weights are read once for both; tokens that are
-explained are then replayed after it, by themselves, and a prompt that ends in the pass decodes its last token in it. On
-a GPU a decode step is a CUDA graph, and prompts have passes of their own, which have a minimum duration, so chunks
-there have at least MIN_PREFILL_CHUNK_TOKENS. A request whose chunk is due does not decode before the chunk is
-explained, so that scores are never later than `chunk_size` promises.
+many prompt tokens as fit what the gap leaves beside the streams' own passes
+(`gradellm_engine.core.scheduling.pass_timings`). With nothing else to run, chunks are large. Prompts with a common
+prefix read it once: the others wait a pass, and copy it. On a CPU a pass with prompts is a decode step, too, so that
+the weights are read once for both; tokens that are explained are then replayed after it, by themselves, and a prompt
+that ends in the pass decodes its last token in it. On a GPU a decode step is a CUDA graph, and prompts have passes of
+their own, which have a minimum duration, so chunks there have at least MIN_PREFILL_CHUNK_TOKENS. A request whose chunk
+is due does not decode before the chunk is explained, so that scores are never later than `chunk_size` promises.
+
+A followed completion is idle until a chunk of it is due. While others decode, a step explains one such chunk, of its
+`chunk_size` tokens; else followed completions that are behind catch up in larger ones. They have slots of their own
+number (`max_followed`), so that idle ones keep no other request waiting.
 
 An evaluation runs at low priority: while other requests have work, it gets one batch every STEPS_PER_EVALUATION_BATCH
 steps, which delays fewer than one token in a hundred, and such a batch takes no longer than EVALUATION_BATCH_STEPS
@@ -26,37 +30,34 @@ request waits no longer.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from itertools import accumulate, islice
 
 from torch import Tensor
 
-from gradellm_engine.core.pass_timings import (
+from gradellm_engine.core.following.request import FollowedRequest
+from gradellm_engine.core.request import DEFAULT_CHUNK_SIZE, Request, RequestPhase, TimingBucket
+from gradellm_engine.core.sampler import Distribution
+from gradellm_engine.core.scheduling.batch_limit import BatchLimit, fail_on_error
+from gradellm_engine.core.scheduling.pass_timings import (
     DEFAULT_MAX_GAP_SECONDS,
     MAX_PREFILL_CHUNK_TOKENS,
     PassTimings,
     count_passed_over,
     prefill_order,
 )
-from gradellm_engine.core.request import DEFAULT_CHUNK_SIZE, Request, RequestPhase, TimingBucket
-from gradellm_engine.core.sampler import Distribution
-from gradellm_engine.errors import EngineError, OutOfMemoryError
 from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.passes.base import SequenceChunk, Target
-from gradellm_engine.utils.memory import free_caches, is_out_of_memory
 
 # Tokens of one explain pass: more tokens take longer without higher throughput.
 MAX_EXPLAINED_TOKENS = {"cpu": 64, "cuda": 256}
-PASSES_BEFORE_GROWTH = 256  # that fit, before the batch limit is doubled after an out-of-memory error
+DEFAULT_MAX_FOLLOWED = 64
 STEPS_PER_EVALUATION_BATCH = 400
 EVALUATION_BATCH_STEPS = 24.0  # duration of an evaluation's batch, in decode steps, while other requests run
 IDLE_EVALUATION_SECONDS = 0.5  # duration of an evaluation's batch while no other request runs
-
-logger = logging.getLogger(__name__)
 
 EligibilityFn = Callable[[Request], bool]
 
@@ -65,7 +66,8 @@ class Scheduler:
     """Runs requests on one model.
 
     Attributes:
-        max_running: requests that have a KV slot at a time.
+        max_running: requests that have a KV slot at a time, followed ones not counted.
+        max_followed: followed requests that have a KV slot at a time.
         max_gap: seconds between two tokens of a stream that prompts may not exceed; see the module's docstring.
         waiting: requests without a slot, oldest first.
         running: requests with a slot, in round-robin order.
@@ -76,17 +78,24 @@ class Scheduler:
 
     needs_heartbeat = False
 
-    def __init__(self, runner: ModelRunner, *, max_running: int, max_gap: float = DEFAULT_MAX_GAP_SECONDS) -> None:
+    def __init__(
+        self,
+        runner: ModelRunner,
+        *,
+        max_running: int,
+        max_followed: int = DEFAULT_MAX_FOLLOWED,
+        max_gap: float = DEFAULT_MAX_GAP_SECONDS,
+    ) -> None:
         self._runner = runner
-        self.max_running, self.max_gap = max_running, max_gap
-        self._retries_smaller = runner.ranks is None  # other ranks do not see that one rank ran out of memory
+        self.max_running, self.max_followed, self.max_gap = max_running, max_followed, max_gap
+        self._batch_limit = BatchLimit(
+            retries=runner.ranks is None
+        )  # other ranks do not see that one ran out of memory
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self.timings = self._step_timings = PassTimings()
         self._steps_since_evaluation = 0
         self._num_prefills = 0  # passes with prompts
-        self._max_batch: int | None = None  # requests that fit a pass; None while memory has not run out
-        self._num_fitting = 0  # passes since memory ran out, or since `_max_batch` was last raised
         self.before_pass: Callable[[Sequence[Request]], None] | None = None
 
     def submit(self, request: Request) -> None:
@@ -103,6 +112,20 @@ class Scheduler:
         if request in self.running:
             self.running.remove(request)
 
+    def append(self, request: FollowedRequest, ids: Sequence[int], logprobs: Sequence[float] = ()) -> None:
+        """Add tokens to a followed request; between two steps, as all three of these methods. See `FollowedRequest`."""
+        request.append(ids, logprobs)
+
+    def flush(self, request: FollowedRequest) -> None:
+        """Explain what there is of a followed request."""
+        request.flush()
+
+    def finish(self, request: FollowedRequest) -> None:
+        """End a followed request once it is explained."""
+        request.finish()
+        if request.is_closed and request in self.waiting:
+            self.waiting.remove(request)
+
     def step(self, is_eligible: EligibilityFn = lambda request: True) -> Iterator[None]:
         """Run the passes that are due for eligible requests; yields after each, for events to be taken."""
         self._step_timings = self.timings
@@ -110,17 +133,22 @@ class Scheduler:
         began = time.perf_counter()
         self.admit()
         requests = [request for request in self.running if is_eligible(request)]
+        has_decode = any(request.phase is RequestPhase.DECODE for request in requests)
+        max_followed = 0 if has_decode else MAX_EXPLAINED_TOKENS[self._runner.processor]
         for request in requests:
-            request.adapt_chunk_size(self._chunk_size)
+            request.adapt_chunk_size(self._chunk_size, max_followed)
         decoding = self._limit_batch([request for request in requests if request.phase is RequestPhase.DECODE])
         prefilling = self._limit_batch([request for request in requests if request.phase is RequestPhase.PREFILL])
         is_idle = not any(_is_urgent(request) for request in requests if request not in prefilling)
-        is_mixed = bool(prefilling) and self._runner.processor == "cpu" and self._max_batch is None
+        is_mixed = bool(prefilling) and self._runner.processor == "cpu" and self._batch_limit.max_requests is None
         if decoding and not is_mixed:
             yield from self._decode(decoding)
         if prefilling:
             yield from self._prefill(prefilling, decoding if is_mixed else [], is_mixed=is_mixed, is_idle=is_idle)
-        if explaining := [request for request in requests if request.phase is RequestPhase.EXPLAIN]:
+        explaining = [request for request in requests if request.phase is RequestPhase.EXPLAIN]
+        if decoding:
+            explaining = _with_one_followed(explaining)
+        if explaining:
             yield from self._explain(explaining)
         if post_hoc := [r for r in requests if r.phase is RequestPhase.POST_HOC and r.pass_budget is None]:
             yield from self._run_post_hoc(post_hoc[0])
@@ -138,7 +166,7 @@ class Scheduler:
     def has_work(self, is_eligible: EligibilityFn = lambda request: True) -> bool:
         """Whether a step would run a pass."""
         self.admit()
-        return any(is_eligible(request) for request in self.running)
+        return any(request.phase is not RequestPhase.IDLE and is_eligible(request) for request in self.running)
 
     def seconds_left(self, request: Request) -> float:
         """An estimate of a request's remaining time at the current pace, if its completion gets its full length."""
@@ -158,15 +186,19 @@ class Scheduler:
         return self._runner.pool.num_queried_tokens, self._runner.pool.num_hit_tokens
 
     def admit(self) -> None:
-        """Give KV slots to waiting requests, first come first served, up to `max_running` and while memory lasts."""
-        while self.waiting and len(self.running) < self.max_running:
-            request = self.waiting[0]
+        """Give KV slots to waiting requests, first come first served, up to the limits and while memory lasts."""
+        num_followed = sum(request.is_followed for request in self.running)
+        left = {True: self.max_followed - num_followed, False: self.max_running - len(self.running) + num_followed}
+        for request in list(self.waiting):
+            if left[request.is_followed] <= 0:
+                continue
             slot = self._runner.pool.allocate(
-                request.max_num_tokens, request.ids, request.tenant, is_long=request.is_long
+                request.num_slot_tokens, request.ids, request.tenant, is_long=request.is_long
             )
             if slot is None:
                 return
-            self.waiting.popleft()
+            left[request.is_followed] -= 1
+            self.waiting.remove(request)
             request.start(slot)
             request.add_time("queue", time.perf_counter())
             self.running.append(request)
@@ -326,56 +358,18 @@ class Scheduler:
 
     def _limit_batch(self, requests: Sequence[Request]) -> Sequence[Request]:
         """As many requests as fit a pass, if memory has run out before; the rest take the next pass."""
-        if self._max_batch is None or len(requests) <= self._max_batch:
+        if self._batch_limit.fits(requests):
             return requests
-        chosen = requests[: self._max_batch]
+        chosen = requests[: self._batch_limit.max_requests]
         self._round_robin(chosen)
         return chosen
 
-    @contextmanager
-    def _run_pass(self, requests: Sequence[Request]) -> Iterator[None]:
-        """The context of one pass: an exception in it fails the requests of the pass only.
-
-        An out-of-memory error in a pass of several requests fails none: they are retried in smaller batches. A request
-        fails only if it does not fit by itself.
-        """
-        before = [(request, request.num_tokens, request.num_computed_tokens) for request in requests]
-        try:
-            with _fail_on_error(requests):
-                try:
-                    yield
-                    self._grow_batch_after_oom(len(requests))
-                except Exception as error:
-                    if not (self._retries_smaller and is_out_of_memory(error)):
-                        raise
-                    if len(requests) == 1:
-                        raise OutOfMemoryError from None
-                    self._max_batch, self._num_fitting = max(1, len(requests) // 2), 0
-                    logger.warning(
-                        "Out of memory in a pass of %d requests; retrying with at most %d a pass",
-                        len(requests),
-                        self._max_batch,
-                    )
-                    error.with_traceback(None)
-                    for request, num_tokens, num_computed_tokens in before:
-                        request.roll_back(num_tokens, num_computed_tokens)
-                    free_caches()
-        finally:
-            if any(isinstance(request.error, OutOfMemoryError) for request in requests):
-                free_caches()
+    def _run_pass(self, requests: Sequence[Request]) -> AbstractContextManager[None]:
+        return self._batch_limit.guard(requests, self.max_running)
 
     def _announce(self, requests: Sequence[Request]) -> None:
         if self.before_pass is not None:
             self.before_pass(requests)
-
-    def _grow_batch_after_oom(self, count: int) -> None:
-        """After a pass that fitted: raise the batch limit again once PASSES_BEFORE_GROWTH passes have fitted."""
-        if self._max_batch is not None and count >= self._max_batch:
-            self._num_fitting += 1
-            if self._num_fitting >= PASSES_BEFORE_GROWTH:
-                self._max_batch, self._num_fitting = 2 * self._max_batch, 0
-                if self._max_batch >= self.max_running:
-                    self._max_batch = None
 
     def _round_robin(self, served: Sequence[Request]) -> None:
         """Move requests that had their turn to the end of the queue."""
@@ -384,7 +378,13 @@ class Scheduler:
 
 def _is_urgent(request: Request) -> bool:
     """Whether a client waits for its next event: any request but an evaluation."""
-    return request.pass_budget is None and request.phase is not RequestPhase.FINISHED
+    return request.pass_budget is None and request.phase not in (RequestPhase.FINISHED, RequestPhase.IDLE)
+
+
+def _with_one_followed(requests: Sequence[Request]) -> list[Request]:
+    """The requests without followed ones, but for the first, in their order."""
+    first = next((request for request in requests if request.is_followed), None)
+    return [request for request in requests if not request.is_followed or request is first]
 
 
 def _add_tokens(work: Sequence[tuple[Request, SequenceChunk]], logits: Tensor) -> list[Target | None]:
@@ -393,7 +393,7 @@ def _add_tokens(work: Sequence[tuple[Request, SequenceChunk]], logits: Tensor) -
     distributions = iter(Distribution.of(logits))
     for request, chunk in work:
         chosen: Sequence[Target | None] = [None] * len(chunk.ids)  # a request that fails has no targets
-        with _fail_on_error([request]):
+        with fail_on_error([request]):
             chosen = request.add_tokens(list(islice(distributions, len(chunk.ids))))
         targets += chosen
     return targets
@@ -403,28 +403,15 @@ def _emit_tokens(requests: Sequence[Request]) -> None:
     """Emit the tokens that requests have been given."""
     for request in requests:
         if not request.is_closed:
-            with _fail_on_error([request]):
+            with fail_on_error([request]):
                 request.emit_tokens()
 
 
 def _add_attributions(requests: Sequence[Request], heat_maps: Sequence[Tensor]) -> None:
     for request, heat_map in zip(requests, heat_maps, strict=True):
         if not request.is_closed:  # it may have failed or been cancelled during the pass
-            with _fail_on_error([request]):
+            with fail_on_error([request]):
                 request.add_attributions(heat_map)
-
-
-@contextmanager
-def _fail_on_error(requests: Sequence[Request]) -> Iterator[None]:
-    """An exception fails the given requests, and is not raised."""
-    try:
-        yield
-    except Exception as error:
-        if not isinstance(error, EngineError):
-            logger.exception("A pass failed; failing its %d requests", len(requests))
-        error.with_traceback(None)  # its frames hold the pass's graph
-        for request in requests:
-            request.fail(error)
 
 
 def _add_time(requests: Sequence[Request], bucket: TimingBucket, began: float) -> None:

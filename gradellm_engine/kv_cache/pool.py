@@ -23,7 +23,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from gradellm_engine.errors import ModelLoadError
+from gradellm_engine.errors import BusyError, ModelLoadError
 from gradellm_engine.kv_cache.free_list import FreeList
 from gradellm_engine.kv_cache.prefix_tree import PrefixTree, common_length
 from gradellm_engine.utils.memory import is_out_of_memory
@@ -143,6 +143,22 @@ class KVSlot:
         slot = self.pool.allocate(capacity, ids, self.tenant, is_long=True)
         if slot is None:
             raise RuntimeError("the KV pool has no room for a slot that was just freed")
+        return slot
+
+    def grow(self, capacity: int) -> KVSlot:
+        """A slot of a larger capacity with what this one holds; this one is closed.
+
+        Raises:
+            BusyError: where there is no room now; this slot stays as it is.
+        """
+        slot = self.pool.allocate(capacity, tenant=self.tenant, is_long=self.is_long)
+        if slot is None:
+            raise BusyError(
+                f"the KV cache has no room for {capacity} tokens of a followed completion now: give it more memory "
+                "(--kv-memory), or follow fewer at a time"
+            )
+        self.pool.copy(self, slot, self.length)
+        self.close()
         return slot
 
     def retain(self) -> None:
@@ -269,7 +285,7 @@ class KVPool:
         self._num_used = max(self._num_used, start + capacity)
         slot = KVSlot(self, start, capacity, tenant, is_long=is_long)
         if source is not None and self._is_allocated(source):  # it may have been evicted to make room
-            self._copy(source, slot, num_shared)
+            self.copy(source, slot, num_shared)
         self.num_queried_tokens += len(ids)
         self.num_hit_tokens += slot.length
         self._running[start] = slot
@@ -282,7 +298,7 @@ class KVPool:
         if source is None or num_shared < slot.length + MIN_REUSED_TOKENS:
             return 0
         before = slot.length
-        self._copy(source, slot, num_shared)
+        self.copy(source, slot, num_shared)
         self.num_hit_tokens += slot.length - before
         return slot.length - before
 
@@ -362,7 +378,8 @@ class KVPool:
                 best, longest = slot, shared
         return (best, longest) if longest >= MIN_REUSED_TOKENS else (None, 0)
 
-    def _copy(self, source: KVSlot, slot: KVSlot, count: int) -> None:
+    def copy(self, source: KVSlot, slot: KVSlot, count: int) -> None:
+        """Copy the first `count` tokens of a slot to another one, as far as that does not hold them."""
         own = slot.length
         old, new = (slice(each.start + own, each.start + count) for each in (source, slot))
         for tensor in (*self.keys, *self.values):

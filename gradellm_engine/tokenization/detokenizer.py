@@ -57,6 +57,11 @@ class IncrementalDetokenizer:
                 return added
         return self._emit(text) if num_pending >= MAX_PENDING_TOKENS else ""
 
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether the last tokens are parts of a character that has not come whole."""
+        return len(self._window) > self._emitted
+
     def flush(self) -> str:
         """The text of an incomplete character at the end: replacement characters."""
         return self._emit(self._decode(self._window))
@@ -128,8 +133,15 @@ class CompletionText:
         context: Sequence[int],
         stop: Sequence[str] = (),
         special_text: Callable[[int], str] = lambda token_id: "",
+        *,
+        may_end_later: bool = False,
     ) -> None:
-        """Start after `context`; `special_text` is a special token's text in stop texts, empty for other tokens."""
+        """Start after `context`; `special_text` is a special token's text in stop texts, empty for other tokens.
+
+        With `may_end_later`, `finish` may be called long after the last token was added: one that ends within a
+        character is held back, as its text depends on whether another follows.
+        """
+        self._may_end_later = may_end_later
         self._detokenizer = IncrementalDetokenizer(decode, context)
         self._special_text = special_text
         self._matcher = StopMatcher(stop) if stop else None
@@ -158,7 +170,10 @@ class CompletionText:
         safe = len(self.text)
         if self._matcher and self._matcher.held and not self._finished and self.stop is None:
             safe = self._positions[-self._matcher.held]
-        return bisect_right(self.spans, safe, key=itemgetter(1))  # span ends ascend
+        count = bisect_right(self.spans, safe, key=itemgetter(1))  # span ends ascend
+        if self._may_end_later and not self._finished and self._detokenizer.is_incomplete:
+            return min(count, len(self.spans) - 1)
+        return count
 
     def _add(self, piece: str, special: str) -> None:
         start = len(self.text)

@@ -15,15 +15,30 @@ class Segment:
 
     Attributes:
         name: unique in an input.
-        start: its first code point in the raw prompt, or in the message's content.
+        start: its first code point in the raw prompt, in the message's content, or in the text of token ids.
         end: one past its last code point.
-        message: index of the message; None for a raw prompt.
+        message: index of the message; None for a raw prompt and for token ids.
     """
 
     name: str
     start: int
     end: int
     message: int | None = None
+
+
+@dataclass(frozen=True)
+class MessageSpan:
+    """The place of a message in the text of token ids.
+
+    Attributes:
+        role: the speaker's.
+        start: its first code point.
+        end: one past its last.
+    """
+
+    role: str
+    start: int
+    end: int
 
 
 @dataclass(frozen=True)
@@ -35,12 +50,14 @@ class PromptInput:
         messages: turns for the model's chat template.
         prompt_ids: token ids.
         segments: named parts of the text, which do not overlap.
+        message_spans: with token ids, the places of messages, ascending and disjoint; without any, all is the user's.
     """
 
     prompt: str | None = None
     messages: tuple[Message, ...] = ()
     prompt_ids: tuple[int, ...] = ()
     segments: tuple[Segment, ...] = ()
+    message_spans: tuple[MessageSpan, ...] = ()
 
     def __post_init__(self) -> None:
         is_given = {
@@ -61,7 +78,25 @@ class PromptInput:
                 raise InvalidRequestError(f"input.messages[{index}].role", "must not be empty")
             check_text(f"input.messages[{index}].role", message.role)
             check_text(f"input.messages[{index}].content", message.content)
+        self._check_spans()
         self._check_segments()
+
+    def _check_spans(self) -> None:
+        if self.message_spans and not self.prompt_ids:
+            raise InvalidRequestError("input.message_spans", "are places in the text of prompt_ids; there are none")
+        end = 0
+        for index, span in enumerate(self.message_spans):
+            field = f"input.message_spans[{index}]"
+            check_text(f"{field}.role", span.role)
+            if not span.role:
+                raise InvalidRequestError(f"{field}.role", "must not be empty")
+            if not end <= span.start <= span.end:
+                raise InvalidRequestError(
+                    field,
+                    f"must ascend, and begin where the one before it ends ({end}) or later; was {span.start} to "
+                    f"{span.end}",
+                )
+            end = span.end
 
     def _check_segments(self) -> None:
         names: set[str] = set()
@@ -73,12 +108,8 @@ class PromptInput:
                 raise InvalidRequestError(f"{field}.name", f"must be given and be unique, was {segment.name!r}")
             names.add(segment.name)
             text = self._text_with(segment, field)
-            if not 0 <= segment.start < segment.end <= len(text):
-                raise InvalidRequestError(
-                    field,
-                    f"start and end must lie in the text and hold at least one of its {len(text)} code points, "
-                    f"were {segment.start} and {segment.end}",
-                )
+            if text is not None:
+                check_span(field, segment.start, segment.end, len(text))
             by_message.setdefault(segment.message, []).append((segment.start, segment.end, index))
         for spans in by_message.values():
             spans.sort()
@@ -90,19 +121,32 @@ class PromptInput:
                         "segments must not overlap",
                     )
 
-    def _text_with(self, segment: Segment, field: str) -> str:
-        """The text that a segment is a part of."""
-        if self.prompt is not None:
-            if segment.message is not None:
-                raise InvalidRequestError(f"{field}.message", "must be left out with a raw prompt")
-            return self.prompt
+    def _text_with(self, segment: Segment, field: str) -> str | None:
+        """The text that a segment is a part of; None where token ids have still to be decoded."""
         if not self.messages:
-            raise InvalidRequestError(field, "segments need a text: a raw prompt or messages, not prompt_ids")
+            if segment.message is not None:
+                form = "prompt_ids" if self.prompt is None else "a raw prompt"
+                raise InvalidRequestError(f"{field}.message", f"must be left out with {form}")
+            return self.prompt
         if segment.message is None or not 0 <= segment.message < len(self.messages):
             raise InvalidRequestError(
                 f"{field}.message", f"must be an index into the {len(self.messages)} messages, was {segment.message}"
             )
         return self.messages[segment.message].content
+
+
+def check_span(field: str, start: int, end: int, length: int) -> None:
+    """Refuse a span that is empty, or outside of a text.
+
+    Raises:
+        InvalidRequestError: naming the field and the text's length.
+    """
+    if not 0 <= start < end <= length:
+        raise InvalidRequestError(
+            field,
+            f"start and end must lie in the text and hold at least one of its {length} code points, were {start} and "
+            f"{end}",
+        )
 
 
 def check_text(field: str, text: str) -> None:

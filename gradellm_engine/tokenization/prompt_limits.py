@@ -35,7 +35,9 @@ class PromptLimits:
         """Segments: one a token."""
         return self.tokens
 
-    def check_counts(self, *, num_ids: int = 0, num_messages: int = 0, num_segments: int = 0) -> None:
+    def check_counts(
+        self, *, num_ids: int = 0, num_messages: int = 0, num_segments: int = 0, num_message_spans: int = 0
+    ) -> None:
         """Refuse an input by its counts.
 
         Raises:
@@ -44,6 +46,7 @@ class PromptLimits:
         self._check_count("input.prompt_ids", num_ids, self.tokens, "token ids")
         self._check_count("input.messages", num_messages, self.messages, "messages")
         self._check_count("input.segments", num_segments, self.segments, "segments")
+        self._check_count("input.message_spans", num_message_spans, self.segments, "spans")
 
     def check(self, prompt_input: PromptInput) -> None:
         """Refuse an input by its counts and lengths.
@@ -55,10 +58,12 @@ class PromptLimits:
             num_ids=len(prompt_input.prompt_ids),
             num_messages=len(prompt_input.messages),
             num_segments=len(prompt_input.segments),
+            num_message_spans=len(prompt_input.message_spans),
         )
         if prompt_input.prompt is not None:
             self.check_length("input.prompt", len(prompt_input.prompt))
         self.check_length("input.messages", sum(len(m.role) + len(m.content) for m in prompt_input.messages))
+        self.check_length("input.message_spans", sum(len(span.role) for span in prompt_input.message_spans))
         self.check_length("input.segments", sum(len(segment.name) for segment in prompt_input.segments))
 
     def check_length(self, field: str, num_characters: int) -> None:

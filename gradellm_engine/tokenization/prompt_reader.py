@@ -21,7 +21,7 @@ from gradellm_engine.tokenization.chat_template import ContentSpan, Message, Pla
 from gradellm_engine.tokenization.detokenizer import IncrementalDetokenizer
 from gradellm_engine.tokenization.encoder import Array, Encoding, TextEncoder, TooManyTokensError, interruption_point
 from gradellm_engine.tokenization.prompt import Prompt, PromptToken, Role
-from gradellm_engine.tokenization.prompt_input import PromptInput
+from gradellm_engine.tokenization.prompt_input import PromptInput, check_span
 from gradellm_engine.tokenization.prompt_limits import PromptLimits
 
 IDS_PER_CHECK = 1024  # decoded between two calls of the interruption point
@@ -39,7 +39,7 @@ def read_prompt(
     if limits is not None:
         limits.check(prompt_input)
     if prompt_input.prompt_ids:
-        return _prompt_of_ids(prompt_input.prompt_ids, encoder, vocab_size)
+        return _prompt_of_ids(prompt_input, encoder, vocab_size)
     messages, is_raw = prompt_input.messages, prompt_input.prompt is not None
     text = chat_template.render(messages, encoder.tokenizer) if prompt_input.prompt is None else prompt_input.prompt
     if limits is not None:
@@ -92,12 +92,17 @@ def _place_tokens(
     messages: Sequence[Message],
     spans: Sequence[ContentSpan],
     segments: Sequence[_PlacedSegment],
+    *,
+    has_added: bool = True,
 ) -> Iterable[PromptToken]:
-    """The tokens with role, message and segment, by the position of their first character that is not white space."""
+    """The tokens with role, message and segment, by the position of their first character that is not white space.
+
+    With `has_added`, a token without text was added by the tokenizer; else it is a part of the next character.
+    """
     anchors = _anchors(text, encoding)
     is_special = np.isin(encoding.ids, np.fromiter(special_ids, np.int64, len(special_ids)))
     span_of = _interval_of(anchors, [s.start for s in spans], [s.end for s in spans])
-    span_of[is_special | (encoding.starts == encoding.ends)] = -1
+    span_of[is_special | (has_added & (encoding.starts == encoding.ends))] = -1
     segment_of = _interval_of(anchors, [s.start for s in segments], [s.end for s in segments])
     segment_of[span_of < 0] = -1
     roles = [_role_of(message.role) for message in messages]
@@ -174,11 +179,37 @@ def _check_embedded(field: str, ids: Array, vocab_size: int) -> None:
         )
 
 
-def _prompt_of_ids(ids: Sequence[int], encoder: TextEncoder, vocab_size: int) -> Prompt:
-    """The prompt of token ids; special tokens have the role TEMPLATE, other tokens USER."""
-    check_token_ids("input.prompt_ids", ids, vocab_size)
+def _prompt_of_ids(prompt_input: PromptInput, encoder: TextEncoder, vocab_size: int) -> Prompt:
+    """The prompt of token ids; without message spans, all tokens that are not special are the user's."""
+    check_token_ids("input.prompt_ids", prompt_input.prompt_ids, vocab_size)
+    pieces = _pieces(prompt_input.prompt_ids, encoder)
+    text = "".join(pieces)
+    ends = np.cumsum([len(piece) for piece in pieces])
+    starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])
+    messages = [Message(span.role, "") for span in prompt_input.message_spans]
+    spans = [ContentSpan(s.start, s.end, index, None) for index, s in enumerate(prompt_input.message_spans)]
+    if spans and spans[-1].end > len(text):
+        raise InvalidRequestError(
+            f"input.message_spans[{len(spans) - 1}].end", f"is {spans[-1].end}; the text has {len(text)} code points"
+        )
+    for index, segment in enumerate(prompt_input.segments):
+        check_span(f"input.segments[{index}]", segment.start, segment.end, len(text))
+    segments = sorted((_PlacedSegment(s.start, s.end, s.name) for s in prompt_input.segments), key=lambda s: s.start)
+    placed = _place_tokens(
+        text,
+        Encoding(np.asarray(prompt_input.prompt_ids, np.int64), starts, ends),
+        encoder.special_ids,
+        messages,
+        spans or [ContentSpan(0, len(text) + 1, -1, None)],
+        segments,
+        has_added=False,
+    )
+    return Prompt(text, tuple(placed), tuple(segment.name for segment in segments))
+
+
+def _pieces(ids: Sequence[int], encoder: TextEncoder) -> list[str]:
+    """The text that each token id adds: none for the first parts of a character."""
     detokenizer = IncrementalDetokenizer(lambda window: encoder.decode(window, skip_special_tokens=False))
-    special = encoder.special_ids
     pieces = []
     try:
         for index, token_id in enumerate(ids):
@@ -188,13 +219,7 @@ def _prompt_of_ids(ids: Sequence[int], encoder: TextEncoder, vocab_size: int) ->
         pieces[-1] += detokenizer.flush()
     except TokenizerError as error:
         raise InvalidRequestError("input.prompt_ids", str(error)) from None
-    tokens, start = [], 0
-    for token_id, piece in zip(ids, pieces, strict=True):
-        role = Role.TEMPLATE if token_id in special else Role.USER
-        end = start + len(piece)
-        tokens.append(PromptToken(token_id, piece, start, end, role, None, None, token_id in special))
-        start = end
-    return Prompt("".join(pieces), tuple(tokens), ())
+    return pieces
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,7 @@ def _settings(options: argparse.Namespace) -> ServerSettings:
         default_attribution=options.default_attribution,
         health_listen=health_address(options.health_port),
         reader_timeout_seconds=options.reader_timeout,
+        follow_idle_seconds=options.follow_idle_seconds,
         stall_seconds=options.stall_seconds,
     )
 
@@ -159,6 +160,7 @@ def _load_engine(options: argparse.Namespace, progress: Callable[[str], None]) -
         context_tokens=options.max_context_tokens,
         max_new_tokens=options.max_new_tokens,
         max_running=options.max_running,
+        max_followed=options.max_followed,
         max_gap=options.max_gap,
         memory_bytes=options.memory,
         kv_bytes=options.kv_memory,

@@ -156,6 +156,13 @@ def _add_scheduling_options(group: argparse._ArgumentGroup) -> None:
         help="maximum number of running requests (default: 16)",
     )
     group.add_argument(
+        "--max-followed",
+        type=cli_types.count,
+        default=64,
+        metavar="N",
+        help="maximum number of completions of other engines that are followed at a time (default: 64)",
+    )
+    group.add_argument(
         "--max-gap-ms",
         type=cli_types.milliseconds,
         default=1.0,
@@ -218,6 +225,13 @@ def _add_network_options(parser: argparse.ArgumentParser) -> None:
         default=60.0,
         metavar="S",
         help="abort a stream that its client has not read for this long (default: 60)",
+    )
+    group.add_argument(
+        "--follow-idle-seconds",
+        type=cli_types.seconds,
+        default=300.0,
+        metavar="S",
+        help="end a Follow stream to which nothing was sent for this long (default: 300)",
     )
     group.add_argument(
         "--health-port",

@@ -118,6 +118,7 @@ class Server:
             engine,
             self._thread,
             max_message_bytes=settings.max_message_bytes,
+            follow_idle_seconds=settings.follow_idle_seconds,
             default_attribution=settings.default_attribution,
             observers=self._observers,
         )

@@ -38,6 +38,7 @@ class ServerSettings:
         connection_seconds: age at which connections are replaced, while their calls continue. On a new connection
             clients resolve the name again, and so find servers that were added.
         receive_seconds: how long a request may take to arrive, from the start of its call.
+        follow_idle_seconds: how long nothing may be sent to a Follow stream.
         debug: whether channelz is served.
         default_attribution: the preset that explains a request which wants an attribution, and does not say which.
     """
@@ -59,6 +60,7 @@ class ServerSettings:
     keepalive_seconds: float = 30.0
     connection_seconds: float = 20.0
     receive_seconds: float = 60.0
+    follow_idle_seconds: float = 300.0
     debug: bool = False
     default_attribution: str = "recommended"
 
@@ -72,6 +74,7 @@ class ServerSettings:
             "keepalive_seconds",
             "connection_seconds",
             "receive_seconds",
+            "follow_idle_seconds",
         ):
             if not 0 < getattr(self, name) < MAX_SECONDS:
                 raise ListenError(

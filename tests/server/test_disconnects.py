@@ -13,8 +13,8 @@ import pytest
 
 from gradellm.v1 import explainer_pb2 as pb
 from gradellm.v1 import explainer_pb2_grpc
-from gradellm_engine.core.pass_timings import MAX_PREFILL_CHUNK_TOKENS
 from gradellm_engine.core.request import RequestPhase
+from gradellm_engine.core.scheduling.pass_timings import MAX_PREFILL_CHUNK_TOKENS
 from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.passes.base import SequenceChunk
 from gradellm_engine.passes.explained_pass import ExplainedPass

@@ -17,7 +17,18 @@ from gradellm.models.evaluation import (
     IntervalKind,
     MetricSummary,
 )
-from gradellm.models.events import Event, Finished, FinishReason, Progress, Started, Timings, Usage
+from gradellm.models.events import (
+    Agreement,
+    AgreementTotal,
+    Event,
+    Finished,
+    FinishReason,
+    Progress,
+    Started,
+    Timings,
+    Usage,
+    Verdict,
+)
 from gradellm.models.server import Estimate, Limits, Memory, MethodInfo, ModelInfo, Preset, ServerInfo
 from gradellm.models.settings import (
     Aggregation,
@@ -42,11 +53,14 @@ from gradellm.models.settings import (
     Similarity,
     Sink,
     Sources,
+    UpstreamDtype,
 )
 from gradellm.models.tokens import Alternative, Attribution, PromptToken, Role, Source, Token, TokenizedPrompt
 
 __all__ = [
     "Aggregation",
+    "Agreement",
+    "AgreementTotal",
     "Alternative",
     "Attribution",
     "AttributionSettings",
@@ -94,5 +108,7 @@ __all__ = [
     "Timings",
     "Token",
     "TokenizedPrompt",
+    "UpstreamDtype",
     "Usage",
+    "Verdict",
 ]

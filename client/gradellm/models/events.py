@@ -9,6 +9,9 @@ from gradellm.models.evaluation import EvaluationItem, EvaluationSummary
 from gradellm.models.settings import Provenance
 from gradellm.models.tokens import Attribution, PromptToken, Source, Token
 
+Verdict = Literal["unknown", "same", "compatible", "different"]
+"""Whether another engine runs the same model, by its log-probabilities. "compatible": its numbers are too coarse to
+prove it; "unknown": fewer than 8 tokens were compared."""
 FinishReason = Literal["end_of_text", "stop_text", "max_new_tokens", "end_of_completion"]
 
 
@@ -60,6 +63,36 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
+class AgreementTotal:
+    """How far another engine's log-probabilities agree with the server's, on all tokens so far."""
+
+    tokens: int
+    """Tokens that were compared."""
+    largest: float
+    """The largest difference by magnitude, in nats."""
+    mean: float
+    """The mean difference by magnitude."""
+    noise: float
+    """The estimated noise in the other engine's logits, in nats."""
+    verdict: Verdict | None
+    """None for a verdict of a newer server that this client does not know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """The agreement on a chunk of a followed completion."""
+
+    first_token: int
+    """Index of the first token that was compared."""
+    tokens: int
+    """Tokens of the chunk that were compared."""
+    largest: float
+    mean: float
+    total: AgreementTotal
+    """The agreement on all tokens so far, with the verdict."""
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The last event."""
 
@@ -69,14 +102,16 @@ class Finished:
     """The stop text that ended the completion."""
     usage: Usage
     timings: Timings
+    agreement: AgreementTotal | None = None
+    """Of a followed completion: the agreement on all of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
     """One event of a stream: exactly one of its fields is not None.
 
-    A generation has events of the first four kinds. `prompt_progress`, the progress of a prefill in several passes, is
-    passed to `on_event` only and is not yielded by iteration.
+    A generation has events of the first four kinds; a followed completion has `agreement`, too. `prompt_progress`, the
+    progress of a prefill in several passes, is passed to `on_event` only and is not yielded by iteration.
     """
 
     started: Started | None = None
@@ -87,3 +122,4 @@ class Event:
     item: EvaluationItem | None = None
     summary: EvaluationSummary | None = None
     prompt_progress: Progress | None = None
+    agreement: Agreement | None = None

@@ -115,6 +115,10 @@ class Limits:
     """Of a prompt."""
     max_gap_seconds: float = 0.0
     """Between two tokens of a stream, while prompts of other requests are read."""
+    max_followed_requests: int = 0
+    """Completions of other engines that are followed at a time, beside max_running_requests. 0 from older servers."""
+    follow_idle_seconds: float = 0.0
+    """How long nothing may be appended to a followed completion."""
 
 
 @dataclass(frozen=True, slots=True)

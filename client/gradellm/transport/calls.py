@@ -21,11 +21,12 @@ if TYPE_CHECKING:
         AttributeKeywords,
         CallKeywords,
         EvaluateKeywords,
+        FollowKeywords,
         GenerateKeywords,
         TokenizeKeywords,
     )
 
-__all__ = ["Call", "attribute", "evaluate", "generate", "server_info", "tokenize"]
+__all__ = ["Call", "attribute", "evaluate", "follow", "generate", "server_info", "tokenize"]
 
 Result = TypeVar("Result")
 
@@ -53,6 +54,12 @@ def attribute(prompt: str | None, keywords: AttributeKeywords) -> Call[Event | N
     """Build the call that streams the attribution of a given completion."""
     request = requests.attribute_request(prompt, keywords)
     return Call("Attribute", request, responses.event, requests.deadline(keywords))
+
+
+def follow(prompt: str | None, keywords: FollowKeywords) -> Call[Event | None]:
+    """Build the call that attributes a completion while another engine writes it; its request is the first message."""
+    request = requests.follow_request(prompt, keywords)
+    return Call("Follow", request, responses.event, requests.deadline(keywords))
 
 
 def evaluate(prompt: str | None, keywords: EvaluateKeywords) -> Call[Event | None]:

@@ -57,6 +57,8 @@ class ResumableStream:
         self._num_attributed = 0
         self._num_calls = 0
         self._is_over = False
+        self.running: Any = None
+        """The running call of gRPC, set by the client, so that another thread can cancel it."""
 
     @property
     def request(self) -> Message:
@@ -99,7 +101,7 @@ class ResumableStream:
             resumed.first_attribution = self._next_attribution
         return resumed
 
-    def take(self, response: Any, target: str) -> Event | None:  # noqa: ANN401 (one of three messages)
+    def take(self, response: Any, target: str) -> Event | None:  # noqa: ANN401 (one of four messages)
         """Return the event of a message; None if the caller has it already, or the client does not know its kind.
 
         Raises StreamBrokenError if the server at `target` cannot resume the stream, and UnimplementedError if it is too
@@ -209,6 +211,6 @@ class ResumableStream:
 
     def _with_total_usage(self, finished: Finished) -> Finished:
         """Replace the last server's count of attributed tokens by that of the whole stream."""
-        if self._num_calls == 1 or not isinstance(self._request, pb.GenerateRequest):
+        if self._num_calls == 1 or not isinstance(self._request, pb.GenerateRequest | pb.FollowStart):
             return finished
         return replace(finished, usage=replace(finished.usage, attributed_tokens=self._num_attributed))

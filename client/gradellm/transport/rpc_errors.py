@@ -119,7 +119,7 @@ def _message(
             f"the TLS certificate of the server at {target}, or of this client, is not accepted: {details}; for a "
             "private or self-signed authority name its certificate (tls=Tls(ca=...), --tls-ca)"
         )
-    if kind is DeadlineExceededError and timeout is not None:
+    if kind is DeadlineExceededError and timeout is not None and not by_server:
         return f"the server at {target} did not finish within timeout={timeout:g} s; raise it or reduce the request"
     if kind is UnimplementedError and not by_server:
         return f"the server at {target} does not implement this call ({details}); is it an up-to-date gradellm server?"

@@ -95,7 +95,7 @@ class Session:
 
     def accept(
         self,
-        response: Any,  # noqa: ANN401  (one of three messages)
+        response: Any,  # noqa: ANN401  (one of four messages)
         stream: ResumableStream,
         attempts: Attempts,
         index: int,

@@ -7,6 +7,24 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class UpstreamDtype(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    UPSTREAM_DTYPE_UNSPECIFIED: _ClassVar[UpstreamDtype]
+    UPSTREAM_DTYPE_FLOAT32: _ClassVar[UpstreamDtype]
+    UPSTREAM_DTYPE_BFLOAT16: _ClassVar[UpstreamDtype]
+    UPSTREAM_DTYPE_FLOAT16: _ClassVar[UpstreamDtype]
+    UPSTREAM_DTYPE_FP8: _ClassVar[UpstreamDtype]
+    UPSTREAM_DTYPE_INT8: _ClassVar[UpstreamDtype]
+    UPSTREAM_DTYPE_INT4: _ClassVar[UpstreamDtype]
+
+class Verdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    VERDICT_UNSPECIFIED: _ClassVar[Verdict]
+    VERDICT_UNKNOWN: _ClassVar[Verdict]
+    VERDICT_SAME: _ClassVar[Verdict]
+    VERDICT_COMPATIBLE: _ClassVar[Verdict]
+    VERDICT_DIFFERENT: _ClassVar[Verdict]
+
 class Metric(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     METRIC_UNSPECIFIED: _ClassVar[Metric]
@@ -152,6 +170,18 @@ class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FINISH_REASON_STOP_TEXT: _ClassVar[FinishReason]
     FINISH_REASON_MAX_NEW_TOKENS: _ClassVar[FinishReason]
     FINISH_REASON_END_OF_COMPLETION: _ClassVar[FinishReason]
+UPSTREAM_DTYPE_UNSPECIFIED: UpstreamDtype
+UPSTREAM_DTYPE_FLOAT32: UpstreamDtype
+UPSTREAM_DTYPE_BFLOAT16: UpstreamDtype
+UPSTREAM_DTYPE_FLOAT16: UpstreamDtype
+UPSTREAM_DTYPE_FP8: UpstreamDtype
+UPSTREAM_DTYPE_INT8: UpstreamDtype
+UPSTREAM_DTYPE_INT4: UpstreamDtype
+VERDICT_UNSPECIFIED: Verdict
+VERDICT_UNKNOWN: Verdict
+VERDICT_SAME: Verdict
+VERDICT_COMPATIBLE: Verdict
+VERDICT_DIFFERENT: Verdict
 METRIC_UNSPECIFIED: Metric
 METRIC_PI_SOFT_NS: Metric
 METRIC_PI_SOFT_NC: Metric
@@ -310,6 +340,96 @@ class AttributeResponse(_message.Message):
     progress: Progress
     prompt_progress: Progress
     def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., attribution: _Optional[_Union[Attribution, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., prompt_progress: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...
+
+class FollowRequest(_message.Message):
+    __slots__ = ("start", "append", "finish")
+    START_FIELD_NUMBER: _ClassVar[int]
+    APPEND_FIELD_NUMBER: _ClassVar[int]
+    FINISH_FIELD_NUMBER: _ClassVar[int]
+    start: FollowStart
+    append: FollowAppend
+    finish: FollowFinish
+    def __init__(self, start: _Optional[_Union[FollowStart, _Mapping]] = ..., append: _Optional[_Union[FollowAppend, _Mapping]] = ..., finish: _Optional[_Union[FollowFinish, _Mapping]] = ...) -> None: ...
+
+class FollowStart(_message.Message):
+    __slots__ = ("input", "attribution", "max_new_tokens", "flush_seconds", "upstream_dtype", "num_alternatives", "completion_ids", "agreement")
+    INPUT_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTION_FIELD_NUMBER: _ClassVar[int]
+    MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FLUSH_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    UPSTREAM_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    NUM_ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_IDS_FIELD_NUMBER: _ClassVar[int]
+    AGREEMENT_FIELD_NUMBER: _ClassVar[int]
+    input: Input
+    attribution: AttributionOptions
+    max_new_tokens: int
+    flush_seconds: float
+    upstream_dtype: UpstreamDtype
+    num_alternatives: int
+    completion_ids: _containers.RepeatedScalarFieldContainer[int]
+    agreement: AgreementTotal
+    def __init__(self, input: _Optional[_Union[Input, _Mapping]] = ..., attribution: _Optional[_Union[AttributionOptions, _Mapping]] = ..., max_new_tokens: _Optional[int] = ..., flush_seconds: _Optional[float] = ..., upstream_dtype: _Optional[_Union[UpstreamDtype, str]] = ..., num_alternatives: _Optional[int] = ..., completion_ids: _Optional[_Iterable[int]] = ..., agreement: _Optional[_Union[AgreementTotal, _Mapping]] = ...) -> None: ...
+
+class FollowAppend(_message.Message):
+    __slots__ = ("ids", "logprobs")
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    ids: _containers.RepeatedScalarFieldContainer[int]
+    logprobs: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class FollowFinish(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class FollowResponse(_message.Message):
+    __slots__ = ("started", "token", "attribution", "finished", "progress", "prompt_progress", "agreement")
+    STARTED_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTION_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    AGREEMENT_FIELD_NUMBER: _ClassVar[int]
+    started: Started
+    token: Token
+    attribution: Attribution
+    finished: Finished
+    progress: Progress
+    prompt_progress: Progress
+    agreement: Agreement
+    def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., attribution: _Optional[_Union[Attribution, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., prompt_progress: _Optional[_Union[Progress, _Mapping]] = ..., agreement: _Optional[_Union[Agreement, _Mapping]] = ...) -> None: ...
+
+class Agreement(_message.Message):
+    __slots__ = ("first_token", "tokens", "largest", "mean", "total")
+    FIRST_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LARGEST_FIELD_NUMBER: _ClassVar[int]
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    first_token: int
+    tokens: int
+    largest: float
+    mean: float
+    total: AgreementTotal
+    def __init__(self, first_token: _Optional[int] = ..., tokens: _Optional[int] = ..., largest: _Optional[float] = ..., mean: _Optional[float] = ..., total: _Optional[_Union[AgreementTotal, _Mapping]] = ...) -> None: ...
+
+class AgreementTotal(_message.Message):
+    __slots__ = ("tokens", "largest", "mean", "noise", "doubt", "verdict")
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LARGEST_FIELD_NUMBER: _ClassVar[int]
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    NOISE_FIELD_NUMBER: _ClassVar[int]
+    DOUBT_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    tokens: int
+    largest: float
+    mean: float
+    noise: float
+    doubt: float
+    verdict: Verdict
+    def __init__(self, tokens: _Optional[int] = ..., largest: _Optional[float] = ..., mean: _Optional[float] = ..., noise: _Optional[float] = ..., doubt: _Optional[float] = ..., verdict: _Optional[_Union[Verdict, str]] = ...) -> None: ...
 
 class EvaluateRequest(_message.Message):
     __slots__ = ("input", "completion", "completion_ids", "labels", "generation", "evaluation")
@@ -641,7 +761,7 @@ class Estimate(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., seconds: _Optional[float] = ..., bytes: _Optional[int] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_prompt_tokens", "max_new_tokens", "max_running_requests", "max_queued_requests", "max_message_bytes", "max_queued_tokens", "kv_bytes", "kv_tokens", "method_bytes", "max_evaluation_sequences", "max_evaluation_step_tokens", "reader_timeout_seconds", "max_prompt_characters", "max_messages", "max_segments", "max_gap_seconds")
+    __slots__ = ("max_prompt_tokens", "max_new_tokens", "max_running_requests", "max_queued_requests", "max_message_bytes", "max_queued_tokens", "kv_bytes", "kv_tokens", "method_bytes", "max_evaluation_sequences", "max_evaluation_step_tokens", "reader_timeout_seconds", "max_prompt_characters", "max_messages", "max_segments", "max_gap_seconds", "max_followed_requests", "follow_idle_seconds")
     MAX_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
@@ -658,6 +778,8 @@ class Limits(_message.Message):
     MAX_MESSAGES_FIELD_NUMBER: _ClassVar[int]
     MAX_SEGMENTS_FIELD_NUMBER: _ClassVar[int]
     MAX_GAP_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    MAX_FOLLOWED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_IDLE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     max_prompt_tokens: int
     max_new_tokens: int
     max_running_requests: int
@@ -674,19 +796,33 @@ class Limits(_message.Message):
     max_messages: int
     max_segments: int
     max_gap_seconds: float
-    def __init__(self, max_prompt_tokens: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., max_running_requests: _Optional[int] = ..., max_queued_requests: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_queued_tokens: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., method_bytes: _Optional[int] = ..., max_evaluation_sequences: _Optional[int] = ..., max_evaluation_step_tokens: _Optional[int] = ..., reader_timeout_seconds: _Optional[float] = ..., max_prompt_characters: _Optional[int] = ..., max_messages: _Optional[int] = ..., max_segments: _Optional[int] = ..., max_gap_seconds: _Optional[float] = ...) -> None: ...
+    max_followed_requests: int
+    follow_idle_seconds: float
+    def __init__(self, max_prompt_tokens: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., max_running_requests: _Optional[int] = ..., max_queued_requests: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_queued_tokens: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., method_bytes: _Optional[int] = ..., max_evaluation_sequences: _Optional[int] = ..., max_evaluation_step_tokens: _Optional[int] = ..., reader_timeout_seconds: _Optional[float] = ..., max_prompt_characters: _Optional[int] = ..., max_messages: _Optional[int] = ..., max_segments: _Optional[int] = ..., max_gap_seconds: _Optional[float] = ..., max_followed_requests: _Optional[int] = ..., follow_idle_seconds: _Optional[float] = ...) -> None: ...
 
 class Input(_message.Message):
-    __slots__ = ("prompt", "messages", "prompt_ids", "segments")
+    __slots__ = ("prompt", "messages", "prompt_ids", "segments", "message_spans")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
     SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_SPANS_FIELD_NUMBER: _ClassVar[int]
     prompt: str
     messages: _containers.RepeatedCompositeFieldContainer[Message]
     prompt_ids: _containers.RepeatedScalarFieldContainer[int]
     segments: _containers.RepeatedCompositeFieldContainer[Segment]
-    def __init__(self, prompt: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., segments: _Optional[_Iterable[_Union[Segment, _Mapping]]] = ...) -> None: ...
+    message_spans: _containers.RepeatedCompositeFieldContainer[MessageSpan]
+    def __init__(self, prompt: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., segments: _Optional[_Iterable[_Union[Segment, _Mapping]]] = ..., message_spans: _Optional[_Iterable[_Union[MessageSpan, _Mapping]]] = ...) -> None: ...
+
+class MessageSpan(_message.Message):
+    __slots__ = ("role", "start", "end")
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    role: str
+    start: int
+    end: int
+    def __init__(self, role: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
 
 class Message(_message.Message):
     __slots__ = ("role", "content")
@@ -938,16 +1074,18 @@ class Progress(_message.Message):
     def __init__(self, done: _Optional[float] = ...) -> None: ...
 
 class Finished(_message.Message):
-    __slots__ = ("reason", "stop", "usage", "timings")
+    __slots__ = ("reason", "stop", "usage", "timings", "agreement")
     REASON_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    AGREEMENT_FIELD_NUMBER: _ClassVar[int]
     reason: FinishReason
     stop: str
     usage: Usage
     timings: Timings
-    def __init__(self, reason: _Optional[_Union[FinishReason, str]] = ..., stop: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
+    agreement: AgreementTotal
+    def __init__(self, reason: _Optional[_Union[FinishReason, str]] = ..., stop: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., agreement: _Optional[_Union[AgreementTotal, _Mapping]] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("prompt_tokens", "completion_tokens", "attributed_tokens", "reused_prompt_tokens")

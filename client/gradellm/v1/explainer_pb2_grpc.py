@@ -45,6 +45,11 @@ class ExplainerServiceStub(object):
                 request_serializer=gradellm_dot_v1_dot_explainer__pb2.AttributeRequest.SerializeToString,
                 response_deserializer=gradellm_dot_v1_dot_explainer__pb2.AttributeResponse.FromString,
                 _registered_method=True)
+        self.Follow = channel.stream_stream(
+                '/gradellm.v1.ExplainerService/Follow',
+                request_serializer=gradellm_dot_v1_dot_explainer__pb2.FollowRequest.SerializeToString,
+                response_deserializer=gradellm_dot_v1_dot_explainer__pb2.FollowResponse.FromString,
+                _registered_method=True)
         self.Evaluate = channel.unary_stream(
                 '/gradellm.v1.ExplainerService/Evaluate',
                 request_serializer=gradellm_dot_v1_dot_explainer__pb2.EvaluateRequest.SerializeToString,
@@ -76,6 +81,15 @@ class ExplainerServiceServicer(object):
 
     def Attribute(self, request, context):
         """Attributes a given completion: the same events as Generate, for tokens that the caller gives.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Follow(self, request_iterator, context):
+        """Attributes a completion while another engine writes it: the caller sends `start`, the tokens as they come, and
+        `finish`. Sends `started`, then `token`, `agreement` and `attribution` events of chunks of tokens, then `finished`.
+        A stream to which nothing is sent for Limits.follow_idle_seconds ends with DEADLINE_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -116,6 +130,11 @@ def add_ExplainerServiceServicer_to_server(servicer, server):
                     servicer.Attribute,
                     request_deserializer=gradellm_dot_v1_dot_explainer__pb2.AttributeRequest.FromString,
                     response_serializer=gradellm_dot_v1_dot_explainer__pb2.AttributeResponse.SerializeToString,
+            ),
+            'Follow': grpc.stream_stream_rpc_method_handler(
+                    servicer.Follow,
+                    request_deserializer=gradellm_dot_v1_dot_explainer__pb2.FollowRequest.FromString,
+                    response_serializer=gradellm_dot_v1_dot_explainer__pb2.FollowResponse.SerializeToString,
             ),
             'Evaluate': grpc.unary_stream_rpc_method_handler(
                     servicer.Evaluate,
@@ -188,6 +207,33 @@ class ExplainerService(object):
             '/gradellm.v1.ExplainerService/Attribute',
             gradellm_dot_v1_dot_explainer__pb2.AttributeRequest.SerializeToString,
             gradellm_dot_v1_dot_explainer__pb2.AttributeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Follow(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/gradellm.v1.ExplainerService/Follow',
+            gradellm_dot_v1_dot_explainer__pb2.FollowRequest.SerializeToString,
+            gradellm_dot_v1_dot_explainer__pb2.FollowResponse.FromString,
             options,
             channel_credentials,
             insecure,

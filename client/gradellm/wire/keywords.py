@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         Sources,
         Started,
         Token,
+        UpstreamDtype,
     )
 
 __all__ = [
@@ -37,9 +38,11 @@ __all__ = [
     "CallKeywords",
     "EvaluateKeywords",
     "ExplanationLike",
+    "FollowKeywords",
     "GenerateKeywords",
     "InputKeywords",
     "Message",
+    "MessageSpan",
     "Segment",
     "TokenChoice",
     "TokenizeKeywords",
@@ -50,6 +53,10 @@ Message = Mapping[str, str] | tuple[str, str]
 """A turn of a conversation: {"role": ..., "content": ...}, or (role, content)."""
 Segment = tuple[int, int] | tuple[int, int, int]
 """A span of the caller's text in code points: (start, end) of a prompt, or (message, start, end) of messages."""
+
+
+MessageSpan = tuple[str, int, int]
+"""The place of a message in the text of prompt_ids: (role, start, end) in code points."""
 
 
 class WordLike(Protocol):
@@ -96,6 +103,8 @@ class InputKeywords(TypedDict, total=False):
     """Token ids."""
     segments: Mapping[str, Segment] | None
     """Named spans of the prompt, such as the documents of a retrieval prompt."""
+    message_spans: Sequence[MessageSpan] | None
+    """With prompt_ids: the messages in their text, in order; the rest is template. By default all is the user's."""
 
 
 class AttributionKeywords(TypedDict, total=False):
@@ -193,6 +202,19 @@ class AttributeKeywords(CallKeywords, InputKeywords, AttributionKeywords, total=
     """The completion as token ids."""
     num_alternatives: int | None
     """Return the N most probable tokens with each completion token."""
+
+
+class FollowKeywords(CallKeywords, InputKeywords, AttributionKeywords, total=False):
+    """The keywords of `follow`."""
+
+    max_new_tokens: int | None
+    """The most tokens that the completion may have; by default what the server's limits and the context leave."""
+    upstream_dtype: UpstreamDtype | None
+    """What the other engine computes with, or stores its weights in, whichever is coarser; "bfloat16" by default."""
+    flush_seconds: float | None
+    """Explain fewer than chunk_size tokens when none has come for so long: 0 to 60, 0.25 by default."""
+    num_alternatives: int | None
+    """Return the N most probable tokens with each token."""
 
 
 class EvaluateKeywords(CallKeywords, InputKeywords, total=False):

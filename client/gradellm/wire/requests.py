@@ -7,6 +7,7 @@ names its keyword.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from gradellm.errors import InvalidRequestError
@@ -16,18 +17,22 @@ from gradellm.wire.keywords import (
     AttributeKeywords,
     AttributionKeywords,
     CallKeywords,
+    FollowKeywords,
     GenerateKeywords,
     InputKeywords,
     Message,
+    MessageSpan,
     Segment,
     TokenizeKeywords,
 )
 from gradellm.wire.token_selection import token_selection
 
 __all__ = [
+    "appended",
     "attribute_request",
     "attribution_options",
     "deadline",
+    "follow_request",
     "generate_request",
     "prompt_input",
     "server_info_request",
@@ -40,6 +45,7 @@ _NOT_WRITTEN = (
     "attribution=None, and pass the tokens' ids to attribute(completion_ids=...), with "
     "tokens=explanation.token_indexes(...)"
 )
+_NOT_FOLLOWED = "a text is looked up in a completion that exists, and this one is not written yet: give indexes"
 _IDS_ALONE = (
     "a text is looked up in the keyword completion: give it instead of completion_ids, or choose tokens by indexes, or "
     "by (start, end) spans in a list"
@@ -84,6 +90,35 @@ def attribute_request(prompt: str | None, keywords: AttributeKeywords) -> pb.Att
     )
 
 
+def follow_request(prompt: str | None, keywords: FollowKeywords) -> pb.FollowStart:
+    """Build the first message of `follow`."""
+    validation.refuse_unknown("follow", keywords, FollowKeywords)
+    if not _is_explained(keywords):
+        off = keywords["attribution"]
+        raise InvalidRequestError.of("attribution", f"{off} turns attribution off, which follow() cannot do without")
+    return pb.FollowStart(
+        input=prompt_input(prompt, keywords),
+        attribution=attribution_options(keywords, unknown_text=_NOT_FOLLOWED),
+        max_new_tokens=validation.optional(validation.int32, "max_new_tokens", keywords),
+        flush_seconds=validation.optional(validation.number, "flush_seconds", keywords),
+        upstream_dtype=validation.enum_value(pb.UpstreamDtype, "upstream_dtype", keywords),
+        num_alternatives=validation.optional(validation.int32, "num_alternatives", keywords),
+    )
+
+
+def appended(ids: Sequence[int], logprobs: Sequence[float | None] | None) -> tuple[list[int], list[float]]:
+    """Return the tokens of `append` and a log-probability for each, NaN where it is not known."""
+    checked = validation.int32s("ids", ids)
+    if logprobs is None:
+        return checked, [math.nan] * len(checked)
+    values = validation.as_list("logprobs", logprobs)
+    if len(values) != len(checked):
+        raise InvalidRequestError.of(
+            "logprobs", f"are {len(values)} for {len(checked)} ids; give one for each, or none"
+        )
+    return checked, [math.nan if value is None else validation.number("logprobs", value) for value in values]
+
+
 def tokenize_request(prompt: str | None, keywords: TokenizeKeywords) -> pb.TokenizeRequest:
     """Build the request of `tokenize`."""
     validation.refuse_unknown("tokenize", keywords, TokenizeKeywords)
@@ -111,13 +146,14 @@ def deadline(keywords: CallKeywords) -> float | None:
 
 def prompt_input(prompt: str | None, keywords: InputKeywords) -> pb.Input:
     """Build the prompt in one of its forms, with its segments."""
-    messages, segments = keywords.get("messages"), keywords.get("segments")
+    messages, segments, spans = keywords.get("messages"), keywords.get("segments"), keywords.get("message_spans")
     validation.exactly_one({"prompt": prompt, "messages": messages, "prompt_ids": keywords.get("prompt_ids")})
     return pb.Input(
         prompt=None if prompt is None else validation.text("prompt", prompt),
         messages=None if messages is None else _messages(messages),
         prompt_ids=validation.optional(validation.some_int32s, "prompt_ids", keywords),
         segments=None if segments is None else _segments(segments, of_messages=messages is not None),
+        message_spans=None if spans is None else _message_spans(spans),
     )
 
 
@@ -142,6 +178,23 @@ def _messages(messages: Sequence[Message]) -> list[pb.Message]:
         )
     if not built:
         raise InvalidRequestError.of("messages", "is empty; a conversation has at least one message")
+    return built
+
+
+def _message_spans(spans: Sequence[MessageSpan]) -> list[pb.MessageSpan]:
+    built = []
+    for index, span in enumerate(validation.as_list("message_spans", spans)):
+        name = f"message_spans[{index}]"
+        if isinstance(span, str) or not isinstance(span, Sequence) or len(span) != 3:
+            raise InvalidRequestError.of(name, f"must be (role, start, end), not {validation.short_repr(span)}")
+        role, start, end = span
+        built.append(
+            pb.MessageSpan(
+                role=validation.text(f"{name}.role", role),
+                start=validation.int32(f"{name}.start", start),
+                end=validation.int32(f"{name}.end", end),
+            )
+        )
     return built
 
 

@@ -24,7 +24,9 @@ T = TypeVar("T")
 __all__ = ["enum_names", "event", "server_info", "tokenized_prompt"]
 
 
-def event(response: pb.GenerateResponse | pb.AttributeResponse | pb.EvaluateResponse) -> Event | None:
+def event(
+    response: pb.GenerateResponse | pb.AttributeResponse | pb.EvaluateResponse | pb.FollowResponse,
+) -> Event | None:
     """Return the event of a stream's message; None for an unknown kind."""
     return _converted(Event, response) if response.WhichOneof("event") else None
 

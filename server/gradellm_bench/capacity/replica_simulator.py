@@ -17,19 +17,19 @@ from gradellm_bench.capacity.measurements import Kind
 from gradellm_bench.capacity.request_metrics import RequestRecord
 from gradellm_bench.capacity.traffic import EVALUATED_TEXTS, Mode, SimulatedRequest
 from gradellm_engine.compilation.graph_cache import MAX_GRAPHS, pad_to_bucket
-from gradellm_engine.core.pass_timings import (
-    DEFAULT_MAX_GAP_SECONDS,
-    MAX_PREFILL_CHUNK_TOKENS,
-    PassTimings,
-    count_passed_over,
-    prefill_order,
-)
 from gradellm_engine.core.request import DEFAULT_CHUNK_SIZE
 from gradellm_engine.core.scheduler import (
     EVALUATION_BATCH_STEPS,
     IDLE_EVALUATION_SECONDS,
     MAX_EXPLAINED_TOKENS,
     STEPS_PER_EVALUATION_BATCH,
+)
+from gradellm_engine.core.scheduling.pass_timings import (
+    DEFAULT_MAX_GAP_SECONDS,
+    MAX_PREFILL_CHUNK_TOKENS,
+    PassTimings,
+    count_passed_over,
+    prefill_order,
 )
 from gradellm_engine.passes.batched import StepShape
 

@@ -34,7 +34,7 @@ from gradellm_server.auth.file_watcher import SecurityFileError, read_file
 PREFIX = "gradellm_"  # recognizable to secret scanners
 TOKEN_BYTES = 32
 MAX_DAYS = 36500
-METHODS = ("Generate", "Attribute", "Evaluate", "Tokenize", "GetServerInfo", "ServerReflectionInfo")
+METHODS = ("Generate", "Attribute", "Follow", "Evaluate", "Tokenize", "GetServerInfo", "ServerReflectionInfo")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _KEYS = ("sha256", "expires", "max_concurrent_streams", "tokens_per_minute", "methods")

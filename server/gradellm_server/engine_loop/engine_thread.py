@@ -12,13 +12,14 @@ an error, every request ends with EngineFailedError and new ones are rejected.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
 from typing import TypeVar
 
-from gradellm_engine import Engine, GroupLostError, Request
+from gradellm_engine import Engine, FollowedRequest, GroupLostError, Request
 from gradellm_server import fault_injection
 from gradellm_server.engine_loop.admission import AdmissionControl
 from gradellm_server.engine_loop.errors import (
@@ -28,6 +29,7 @@ from gradellm_server.engine_loop.errors import (
     RejectedError,
     ShuttingDownError,
 )
+from gradellm_server.engine_loop.follow_feed import FollowFeed
 from gradellm_server.engine_loop.job import ConvertEvent, Job, ReadRequest
 from gradellm_server.engine_loop.request_reader import ReadCancelledError, RequestReader
 
@@ -59,7 +61,7 @@ class EngineThread:
         reader_timeout_seconds: float = READER_TIMEOUT_SECONDS,
     ) -> None:
         self._engine, self._scheduler = engine, engine.scheduler
-        self.max_running = engine.scheduler.max_running
+        self.max_running, self.max_followed = engine.scheduler.max_running, engine.scheduler.max_followed
         self.max_queued = max_queued
         self.max_queued_tokens = max_queued_tokens
         self.reader_timeout_seconds = reader_timeout_seconds
@@ -91,6 +93,16 @@ class EngineThread:
         return max(0, len(self._unfinished) - self.num_running)
 
     @property
+    def num_followed(self) -> int:
+        """Followed requests that have KV slots."""
+        return sum(request.is_followed for request in tuple(self._scheduler.running))
+
+    @property
+    def num_unread_tokens(self) -> int:
+        """Tokens that have come to followed requests, and are not explained yet."""
+        return sum(request.num_unread for request in tuple(self._scheduled) if isinstance(request, FollowedRequest))
+
+    @property
     def num_unfinished(self) -> int:
         """Requests that run or wait."""
         return len(self._unfinished)
@@ -115,21 +127,31 @@ class EngineThread:
 
     # From any thread -------------------------------------------------------------------------------------------------
 
-    def submit(self, read: ReadRequest[Response], convert: ConvertEvent[Response], num_bytes: int = 0) -> Job[Response]:
+    def submit(
+        self,
+        read: ReadRequest[Response],
+        convert: ConvertEvent[Response],
+        num_bytes: int = 0,
+        feed: FollowFeed | None = None,
+    ) -> Job[Response]:
         """Queue a message of `num_bytes`; from an event loop's thread, without waiting for a pass.
+
+        `feed` is what comes to a followed request.
 
         Raises:
             QueueFullError: at once, if a limit of the queue is reached.
             ShuttingDownError: after `drain` or `stop`.
             EngineFailedError: if the thread has ended, or is marked as failed.
         """
-        job = Job(read, convert, self)
+        job = Job(read, convert, self, feed)
         with self._changed:
             if self._failure is not None:
                 raise self._failure.with_traceback(None)  # raised many times; it must not collect frames
             if self._is_stopping or self._is_draining:
                 raise ShuttingDownError(self.restart_seconds)
-            self._admission.check_queue(len(self._unfinished))
+            is_followed = feed is not None
+            alike = sum((other.feed is not None) == is_followed for other in self._unfinished)
+            self._admission.check_queue(alike, is_followed=is_followed)
             self._unfinished[job] = None  # type: ignore[index]
         self._reader.submit(job, num_bytes)  # type: ignore[arg-type]
         return job
@@ -250,6 +272,7 @@ class EngineThread:
     def _loop(self) -> None:
         while self._wait():
             self._accept_jobs()
+            self._apply_feeds()
             try:
                 if fault_injection.ARMED:
                     fault_injection.hit("engine")
@@ -280,14 +303,15 @@ class EngineThread:
                 self._heartbeat_at = now = time.monotonic()
                 if self._is_stopping:
                     return False
-                if self._ready or self._has_cancelled or self._scheduler.has_work(self._can_run):
+                feed_seconds = self._feed_seconds
+                if self._ready or self._has_cancelled or feed_seconds == 0 or self._scheduler.has_work(self._can_run):
                     return True
                 if self._scheduler.needs_heartbeat and now >= began + IDLE_HEARTBEAT_SECONDS:
                     return True
                 commits = not is_committed and now >= began + COMMIT_MEMORY_SECONDS
                 returns = not has_returned_memory and now >= began + RETURN_MEMORY_SECONDS
                 if not (commits or returns):
-                    self._changed.wait(IDLE_HEARTBEAT_SECONDS)
+                    self._changed.wait(min(IDLE_HEARTBEAT_SECONDS, feed_seconds))
                     continue
             if commits:  # a little, before it looks for work again
                 is_committed = not self._engine.commit_memory()
@@ -318,6 +342,23 @@ class EngineThread:
             request.add_time("queue", time.perf_counter() - job.submitted_at)  # it waited for the pass before this
             job.responses.put(job.first_responses)
             job.first_responses = []
+            self._deliver(request, job)
+
+    @property
+    def _feed_seconds(self) -> float:
+        """Seconds until something has to be applied to a followed request; infinity for nothing."""
+        feeds = [job.feed for job in self._scheduled.values() if job.feed is not None]
+        return min((seconds for feed in feeds if (seconds := feed.due_seconds) is not None), default=math.inf)
+
+    def _apply_feeds(self) -> None:
+        """Give the scheduler what has come to followed requests."""
+        for request, job in list(self._scheduled.items()):
+            if job.feed is None or job.feed.due_seconds != 0 or not isinstance(request, FollowedRequest):
+                continue
+            try:
+                job.feed.apply(self._scheduler, request)
+            except Exception as error:  # the request's own error, which its caller raises
+                request.fail(error)
             self._deliver(request, job)
 
     def _flush_events(self) -> None:

@@ -52,3 +52,13 @@ class SlowConsumerError(Exception):
         super().__init__(
             f"the client has not read the stream for {seconds:g} s (the limit); read responses as they come"
         )
+
+
+class FollowIdleError(Exception):
+    """A client has sent nothing to the completion that it follows for longer than the limit."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"nothing was sent for {seconds:g} s, which is the limit: send `finish` at the end of a completion, or "
+            "raise the server's --follow-idle-seconds"
+        )

@@ -9,6 +9,7 @@ from typing import Generic, Protocol, TypeVar
 
 from gradellm_engine import Engine, Event, Request
 from gradellm_server.engine_loop.errors import SlowConsumerError
+from gradellm_server.engine_loop.follow_feed import FollowFeed
 from gradellm_server.engine_loop.response_queue import ResponseQueue
 
 Response = TypeVar("Response")
@@ -37,6 +38,7 @@ class Job(Generic[Response]):
         read: turns the message into the engine's request, on a reading thread.
         convert: turns the engine's events into responses.
         first_responses: responses that were made while the request was read, before it is scheduled.
+        feed: what its caller sends while it runs, for a followed request; None for all others.
         responses: the queue that its caller reads.
         on_slow_reader: called on the event loop when the client has not read for too long, before the handler is
             cancelled. The handler itself is blocked in a write and cannot send the status.
@@ -44,8 +46,14 @@ class Job(Generic[Response]):
         is_cancelled: set by the runner.
     """
 
-    def __init__(self, read: ReadRequest[Response], convert: ConvertEvent[Response], runner: JobRunner) -> None:
-        self.read, self.convert = read, convert
+    def __init__(
+        self,
+        read: ReadRequest[Response],
+        convert: ConvertEvent[Response],
+        runner: JobRunner,
+        feed: FollowFeed | None = None,
+    ) -> None:
+        self.read, self.convert, self.feed = read, convert, feed
         self._runner = runner
         self.first_responses: list[Response] = []
         self.responses: ResponseQueue[Response] = ResponseQueue(
@@ -60,6 +68,18 @@ class Job(Generic[Response]):
 
     def __aiter__(self) -> AsyncIterator[Response]:
         return aiter(self.responses)
+
+    def append(self, ids: Sequence[int], logprobs: Sequence[float]) -> None:
+        """Add tokens to a followed request."""
+        if self.feed is not None:
+            self.feed.append(ids, logprobs)
+            self._runner.wake()
+
+    def finish(self) -> None:
+        """No more tokens come to a followed request."""
+        if self.feed is not None:
+            self.feed.finish()
+            self._runner.wake()
 
     def cancel(self) -> None:
         """Take the request off the queue at once, or off the engine before its next pass."""

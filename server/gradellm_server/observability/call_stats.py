@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 
 from gradellm.v1 import explainer_pb2 as pb
 
-StreamResponse = pb.GenerateResponse | pb.AttributeResponse | pb.EvaluateResponse
+StreamResponse = pb.GenerateResponse | pb.AttributeResponse | pb.EvaluateResponse | pb.FollowResponse
 
 _RPCS = pb.DESCRIPTOR.services_by_name["ExplainerService"].methods
 RPC_NAMES = tuple(rpc.name for rpc in _RPCS)
@@ -43,10 +43,13 @@ class CallStats:
         last_token_at: monotonic time of the last token.
         finish_reason: in lower case; empty before `finished`.
         timings: None before `finished`.
-        kind: of the latest message: started, token, attribution, progress, prompt_progress, item, summary or
-            finished.
+        kind: of the latest message: started, token, attribution, agreement, progress, prompt_progress, item, summary
+            or finished.
         gap_seconds: inter-token latency before the latest message, if it is a token and not the first.
         lag_tokens: tokens sent between a token and its scores, if the latest message has scores.
+        lag_seconds: time between the arrival of a followed token and its scores, if the latest message has scores.
+        verdict: of a finished Follow call, in lower case.
+        noise: of a finished Follow call whose log-probabilities were compared, in nats.
         metric: of the latest message, in lower case, if it is an evaluation item.
     """
 
@@ -65,8 +68,13 @@ class CallStats:
     kind: str = ""
     gap_seconds: float | None = None
     lag_tokens: int | None = None
+    lag_seconds: float | None = None
+    verdict: str = ""
+    noise: float | None = None
     metric: str = ""
     _last_index: int = -1
+    _arrived_at: dict[int, float] = field(default_factory=dict)  # of followed tokens without scores
+    _num_appended: int = 0
 
     def on_request(self, request: Message) -> None:
         """Take the request into account."""
@@ -78,13 +86,20 @@ class CallStats:
                 self.generates = not has_completion
             case pb.AttributeRequest() | pb.TokenizeRequest():
                 pass
+            case pb.FollowStart():
+                self._num_appended = len(request.completion_ids)
             case _:
                 return
-        self.is_chat = bool(request.input.messages)
+        self.is_chat = bool(request.input.messages or request.input.message_spans)
+
+    def on_appended(self, count: int, now: float) -> None:
+        """Take tokens into account that came to a followed completion."""
+        self._arrived_at |= dict.fromkeys(range(self._num_appended, self._num_appended + count), now)
+        self._num_appended += count
 
     def on_response(self, response: Message, now: float) -> None:
         """Take a response into account that was sent at `now`, in seconds of the monotonic clock."""
-        self.gap_seconds, self.lag_tokens, self.metric = None, None, ""
+        self.gap_seconds, self.lag_tokens, self.lag_seconds, self.metric = None, None, None, ""
         if not isinstance(response, StreamResponse):
             self.kind = ""
             return
@@ -97,6 +112,8 @@ class CallStats:
             case "attribution" if not isinstance(response, pb.EvaluateResponse):
                 self.num_attributed += 1
                 self.lag_tokens = max(0, self._last_index - response.attribution.token_index)
+                if (arrived_at := self._arrived_at.pop(response.attribution.token_index, None)) is not None:
+                    self.lag_seconds = now - arrived_at
             case "item" if isinstance(response, pb.EvaluateResponse):
                 self.metric = _lower(pb.Metric.Name(response.item.metric), "METRIC_")
             case "finished":
@@ -121,6 +138,9 @@ class CallStats:
     def _finished(self, finished: pb.Finished) -> None:
         self.finish_reason = _lower(pb.FinishReason.Name(finished.reason), "FINISH_REASON_")
         self.num_reused_tokens = finished.usage.reused_prompt_tokens
+        if finished.HasField("agreement"):
+            self.noise = finished.agreement.noise if finished.agreement.tokens else None
+            self.verdict = _lower(pb.Verdict.Name(finished.agreement.verdict), "VERDICT_")
         timings = finished.timings
         self.timings = Timings(
             timings.queue_seconds, timings.prefill_seconds, timings.decode_seconds, timings.attribution_seconds
@@ -132,4 +152,5 @@ def _lower(name: str, prefix: str) -> str:
 
 
 FINISH_REASONS = tuple(_lower(name, "FINISH_REASON_") for name in pb.FinishReason.keys()[1:])
+VERDICTS = tuple(_lower(name, "VERDICT_") for name in pb.Verdict.keys()[1:])
 EVALUATION_METRICS = tuple(_lower(name, "METRIC_") for name in pb.Metric.keys()[1:])

@@ -38,6 +38,7 @@ from gradellm_server.observability.call_stats import (
     FINISH_REASONS,
     RPC_NAMES,
     STREAMING_RPC_NAMES,
+    VERDICTS,
     CallStats,
 )
 
@@ -57,6 +58,7 @@ REQUEST_BUCKETS = (
 )
 # Not in vLLM. The attribution of a whole request can be as short as one step of a small model.
 ATTRIBUTION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, *REQUEST_BUCKETS)
+NOISE_BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 LAG_BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 # A call that ends with one of these before its first response was refused, and did not fail.
 REFUSAL_CODES = ("INVALID_ARGUMENT", "RESOURCE_EXHAUSTED", "UNAUTHENTICATED", "PERMISSION_DENIED", "UNAVAILABLE")
@@ -92,6 +94,12 @@ HISTOGRAMS = {
     "attribution_lag_tokens": Family(
         "Tokens of a Generate call sent between a token and its scores.", buckets=LAG_BUCKETS
     ),
+    "follow_lag_seconds": Family(
+        "Time from the arrival of a token of a Follow call to its scores.", buckets=FIRST_TOKEN_BUCKETS
+    ),
+    "follow_noise": Family(
+        "Of a finished Follow call: noise in the other engine's logits, in nats.", buckets=NOISE_BUCKETS
+    ),
     "evaluation_seconds": Family("Duration of a finished evaluation.", buckets=REQUEST_BUCKETS),
 }
 COUNTERS = {
@@ -99,6 +107,7 @@ COUNTERS = {
     "generation_tokens": Family("Generated tokens that were sent.", RPC),
     "attribution_tokens": Family("Tokens whose scores were sent.", ("method",)),
     "request_success": Family("Finished streams, by finish reason.", ("rpc", "finished_reason")),
+    "follow_verdicts": Family("Finished Follow calls, by verdict on the other engine's model.", ("verdict",)),
     "rpc_requests": Family("Calls that ended, by gRPC status and client.", ("rpc", "code", "client")),
     "rpc_errors": Family("Calls that ended with an error of the server's own, by reason.", ("reason",)),
     "rpc_refused": Family("Calls refused before their first response, by reason.", ("reason",)),
@@ -109,7 +118,10 @@ GAUGES = {"evaluations_running": Family("Evaluate calls in flight.")}
 ENGINE_GAUGES = {
     "num_requests_running": Family("Running requests."),
     "num_requests_waiting": Family("Queued requests."),
+    "num_requests_followed": Family("Running requests that follow another engine."),
+    "followed_tokens_pending": Family("Tokens of followed completions that have come and are not explained."),
     "max_running_requests": Family("Limit of running requests."),
+    "max_followed_requests": Family("Limit of running requests that follow another engine."),
     "max_queued_requests": Family("Limit of queued requests."),
     "kv_cache_usage_perc": Family("Share of the KV cache that running requests hold, from 0 to 1."),
     "kv_cache_tokens": Family("Size of the KV cache in tokens."),
@@ -175,6 +187,8 @@ class Metrics(CallObserver):
                 self._counters["request_success"].labels(rpc, reason)
         for rpc in RPC_NAMES:
             self._counters["rpc_requests"].labels(rpc, "OK", "")
+        for verdict in VERDICTS:
+            self._counters["follow_verdicts"].labels(verdict)
         for metric in EVALUATION_METRICS:
             self._counters["evaluation_items"].labels(metric)
 
@@ -199,6 +213,8 @@ class Metrics(CallObserver):
                 self._counters["attribution_tokens"].labels(stats.method).inc()
                 if call.method == "Generate" and stats.lag_tokens is not None:
                     self._histograms["attribution_lag_tokens"].observe(stats.lag_tokens)
+                if stats.lag_seconds is not None:
+                    self._histograms["follow_lag_seconds"].observe(stats.lag_seconds)
             case "item":
                 self._counters["evaluation_items"].labels(stats.metric).inc()
             case "finished" if stats.num_tokens == 0:
@@ -233,6 +249,10 @@ class Metrics(CallObserver):
             self._histograms[name].labels(call.method).observe(getattr(stats.timings, phase))
         if stats.timings is not None and stats.num_attributed:
             self._histograms["attribution_seconds"].labels(call.method).observe(stats.timings.attribution)
+        if stats.verdict:
+            self._counters["follow_verdicts"].labels(stats.verdict).inc()
+        if stats.noise is not None:
+            self._histograms["follow_noise"].observe(stats.noise)
         if call.method == "Evaluate":
             self._histograms["evaluation_seconds"].observe(call.seconds)
         if call.method == "Generate" and stats.num_tokens > 1 and stats.first_token_at and stats.last_token_at:
@@ -288,6 +308,9 @@ def _values(engine: Engine, thread: EngineThread) -> dict[str, float]:
         "num_requests_running": thread.num_running,
         "num_requests_waiting": thread.num_waiting,
         "max_running_requests": thread.max_running,
+        "num_requests_followed": thread.num_followed,
+        "followed_tokens_pending": thread.num_unread_tokens,
+        "max_followed_requests": thread.max_followed,
         "max_queued_requests": thread.max_queued,
         "kv_cache_usage_perc": engine.scheduler.num_reserved_tokens / engine.kv_tokens,
         "kv_cache_tokens": engine.kv_tokens,

@@ -10,7 +10,9 @@ from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
 from gradellm.v1 import explainer_pb2 as pb
 from gradellm_engine import (
+    Agreement,
     Attribution,
+    ChunkAgreement,
     Engine,
     EvaluationItem,
     EvaluationSummary,
@@ -24,11 +26,12 @@ from gradellm_engine import (
     Resolution,
     Started,
     Step,
+    Verdict,
 )
 from gradellm_server.rpc.settings_to_wire import provenance
 from gradellm_server.rpc.wire_enums import ROLES, number_of
 
-Response = TypeVar("Response", pb.GenerateResponse, pb.AttributeResponse, pb.EvaluateResponse)
+Response = TypeVar("Response", pb.GenerateResponse, pb.AttributeResponse, pb.EvaluateResponse, pb.FollowResponse)
 
 
 def responses(kind: type[Response], engine: Engine, event: Event) -> Sequence[Response]:
@@ -62,6 +65,8 @@ def _event(event: Event, engine: Engine) -> dict[str, Any]:
             return {"token": _token(event)}
         case Attribution():
             return {"attribution": _attribution(event)}
+        case ChunkAgreement():
+            return {"agreement": _agreement(event)}
         case Progress():
             return {"progress": pb.Progress(done=event.done)}
         case PromptProgress():
@@ -112,6 +117,27 @@ def _attribution(row: Attribution) -> pb.Attribution:
         target_token_id=row.target_token_id,
         contrast_token_id=row.contrast_token_id,
         error=row.error,
+    )
+
+
+def _agreement(agreement: ChunkAgreement) -> pb.Agreement:
+    return pb.Agreement(
+        first_token=agreement.first_token,
+        tokens=agreement.chunk.num_tokens,
+        largest=agreement.chunk.largest,
+        mean=agreement.chunk.mean,
+        total=_agreement_total(agreement.total, agreement.verdict),
+    )
+
+
+def _agreement_total(total: Agreement, verdict: Verdict) -> pb.AgreementTotal:
+    return pb.AgreementTotal(
+        tokens=total.num_tokens,
+        largest=total.largest,
+        mean=total.mean,
+        noise=total.noise,
+        doubt=total.doubt,
+        verdict=number_of(pb.Verdict, verdict),  # type: ignore[arg-type]
     )
 
 
@@ -184,4 +210,7 @@ def _finished(finished: Finished) -> pb.Finished:
             decode_seconds=finished.decode_seconds,
             attribution_seconds=finished.attribution_seconds,
         ),
+        agreement=None
+        if finished.verdict is None or finished.agreement is None
+        else _agreement_total(finished.agreement, finished.verdict),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -13,14 +14,18 @@ from gradellm_engine import (
     MAX_LABELS,
     MAX_PIS,
     MAX_STOP_TEXTS,
+    Agreement,
     AttributionSettings,
     Contrast,
     Delivery,
     EvaluatedMethod,
     EvaluationSettings,
+    FollowSettings,
     GradEllm,
     InvalidRequestError,
+    MessageSpan,
     Metric,
+    NumberFormat,
     Perturb,
     PromptInput,
     PromptLimits,
@@ -42,6 +47,8 @@ NUMERIC_SWITCHES = ("steps", "samples", "seed", "layer")
 _CHOICES = frozenset({"method", "preset", "layers", "baseline_ids", *SWITCH_ENUMS, *NUMERIC_SWITCHES})
 NO_MEANING_IN_EVALUATE = "has no meaning in Evaluate, which perturbs each token of the prompt and looks at what follows"
 
+MAX_LOGPROB = 1e-3  # rounding puts that of a certain token a little above 0
+
 RequestMessage = TypeVar("RequestMessage", bound=Message)
 
 
@@ -62,7 +69,10 @@ def parse(kind: type[RequestMessage], payload: bytes) -> RequestMessage:
 def read_input(request: pb.Input, limits: PromptLimits) -> PromptInput:
     """The prompt, in any of its forms; its counts are checked against the limits first."""
     limits.check_counts(
-        num_ids=len(request.prompt_ids), num_messages=len(request.messages), num_segments=len(request.segments)
+        num_ids=len(request.prompt_ids),
+        num_messages=len(request.messages),
+        num_segments=len(request.segments),
+        num_message_spans=len(request.message_spans),
     )
     return PromptInput(
         prompt=request.prompt if request.HasField("prompt") else None,
@@ -71,6 +81,7 @@ def read_input(request: pb.Input, limits: PromptLimits) -> PromptInput:
         segments=tuple(
             Segment(s.name, s.start, s.end, s.message if s.HasField("message") else None) for s in request.segments
         ),
+        message_spans=tuple(MessageSpan(span.role, span.start, span.end) for span in request.message_spans),
     )
 
 
@@ -106,6 +117,53 @@ def read_attribution(request: pb.AttributionOptions) -> AttributionSettings:
     )
 
 
+def read_follow_settings(request: pb.FollowStart) -> FollowSettings:
+    """The settings of a call of Follow, but for prompt and attribution."""
+    theirs = choice(NumberFormat, pb.UpstreamDtype, request, "upstream_dtype", "start")
+    total = request.agreement
+    numbers = (total.largest, total.mean, total.noise, total.doubt)
+    if total.tokens < 0 or not all(0 <= number < math.inf for number in numbers):
+        raise InvalidRequestError("start.agreement", "its numbers must be finite and not negative")
+    return FollowSettings(
+        **set_fields(request, "max_new_tokens"),
+        upstream_dtype=theirs or NumberFormat.BFLOAT16,
+        num_alternatives=request.num_alternatives,
+        ids=tuple(request.completion_ids),
+        agreement=Agreement(
+            total.tokens, total.largest, total.mean * total.tokens, total.noise**2 * total.doubt, total.doubt
+        ),
+    )
+
+
+def read_appended(request: pb.FollowAppend, vocab_size: int, max_tokens: int) -> tuple[Sequence[int], Sequence[float]]:
+    """The tokens of a message to Follow, and as many log-probabilities, NaN where they are not known.
+
+    Raises:
+        InvalidRequestError: if there are more than `max_tokens`, one is not in the vocabulary, or the numbers are not
+            log-probabilities.
+    """
+    ids, logprobs = request.ids, request.logprobs
+    if len(ids) > max_tokens:
+        raise InvalidRequestError(
+            "append.ids", f"{len(ids):,} tokens; the limit of a completion is {max_tokens:,}: send fewer"
+        )
+    if logprobs and len(logprobs) != len(ids):
+        raise InvalidRequestError(
+            "append.logprobs", f"are {len(logprobs)} for {len(ids)} ids; give one for each, or none"
+        )
+    for index, token_id in enumerate(ids):
+        if not 0 <= token_id < vocab_size:
+            raise InvalidRequestError(
+                f"append.ids[{index}]", f"{token_id} is not a token id; the vocabulary has ids 0 to {vocab_size - 1}"
+            )
+    for index, logprob in enumerate(logprobs):
+        if logprob > MAX_LOGPROB or logprob == -math.inf:
+            raise InvalidRequestError(
+                f"append.logprobs[{index}]", f"{logprob:g} is not a log-probability: at most 0, finite or NaN"
+            )
+    return list(ids), list(logprobs) or [math.nan] * len(ids)
+
+
 def name_presets(request: Message, default: str, recommended: str) -> None:
     """Write a preset's own name into attribution options that name none, or `recommended`.
 
@@ -113,7 +171,7 @@ def name_presets(request: Message, default: str, recommended: str) -> None:
     default's own.
 
     Args:
-        request: of Generate, Attribute or Evaluate.
+        request: of Generate, Attribute or Evaluate, or the first one of Follow.
         default: the server's default, of options that name no preset, no method and no switch.
         recommended: what `recommended` stands for, for this model.
     """
@@ -121,7 +179,7 @@ def name_presets(request: Message, default: str, recommended: str) -> None:
     match request:
         case pb.GenerateRequest() if request.HasField("attribution"):
             _name_preset(request.attribution, *numbers)
-        case pb.AttributeRequest():
+        case pb.AttributeRequest() | pb.FollowStart():
             _name_preset(request.attribution, *numbers)
         case pb.EvaluateRequest():
             for method in request.evaluation.methods[:MAX_EVALUATED_METHODS]:  # more are refused when they are read

@@ -7,9 +7,15 @@ from collections.abc import Callable
 from google.protobuf.message import Message
 
 from gradellm.v1 import explainer_pb2 as pb
-from gradellm_engine import Engine, InvalidRequestError, Request
+from gradellm_engine import Engine, FollowedRequest, InvalidRequestError, Request
 from gradellm_server.rpc.events_to_wire import add_prompt_tokens
-from gradellm_server.rpc.requests_from_wire import read_attribution, read_evaluation, read_input, read_sampling
+from gradellm_server.rpc.requests_from_wire import (
+    read_attribution,
+    read_evaluation,
+    read_follow_settings,
+    read_input,
+    read_sampling,
+)
 from gradellm_server.rpc.wire_enums import set_fields
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["ExplainerService"].full_name
@@ -37,6 +43,16 @@ def attribute(request: pb.AttributeRequest, engine: Engine, *, tenant: str | Non
         completion,
         read_attribution(request.attribution),
         num_alternatives=request.num_alternatives,
+        tenant=tenant,
+    )
+
+
+def follow(request: pb.FollowStart, engine: Engine, *, tenant: str | None = None) -> FollowedRequest:
+    """The engine's request for a call of Follow; `tenant` is the calling client."""
+    return engine.follow_request(
+        read_input(request.input, engine.prompt_limits),
+        read_attribution(request.attribution),
+        read_follow_settings(request),
         tenant=tenant,
     )
 
@@ -75,7 +91,7 @@ def num_tokens(response: pb.TokenizeResponse) -> int:
     return len(response.tokens)
 
 
-# Request type, call of the engine, response type.
+# Request type, call of the engine, response type; for Follow, which takes a stream of requests, `rpc/follow.py`.
 STREAMING_RPCS: dict[str, tuple[type[Message], Callable[..., Request], type[Message]]] = {
     "Generate": (pb.GenerateRequest, generate, pb.GenerateResponse),
     "Attribute": (pb.AttributeRequest, attribute, pb.AttributeResponse),

@@ -20,10 +20,12 @@ from gradellm.v1 import explainer_pb2 as pb
 from gradellm_engine import Engine
 from gradellm_server.auth.quota import QuotaReservation, current_quota
 from gradellm_server.engine_loop.engine_thread import EngineThread
+from gradellm_server.engine_loop.follow_feed import FollowFeed
 from gradellm_server.engine_loop.job import ConvertEvent, Job
 from gradellm_server.observability.call import Call, CallObservers
 from gradellm_server.rpc import events_to_wire, requests_from_wire
-from gradellm_server.rpc.rpcs import SERVICE_NAME, STREAMING_RPCS, UNARY_RPCS, num_tokens
+from gradellm_server.rpc.follow import FollowRequests, flush_seconds
+from gradellm_server.rpc.rpcs import SERVICE_NAME, STREAMING_RPCS, UNARY_RPCS, follow, num_tokens
 from gradellm_server.rpc.server_info import server_info
 from gradellm_server.rpc.status import reason_of, status_of
 
@@ -58,12 +60,14 @@ class ExplainerService:
         thread: EngineThread,
         *,
         max_message_bytes: int,
+        follow_idle_seconds: float = 300.0,
         default_attribution: str = "recommended",
         observers: CallObservers | None = None,
     ) -> None:
         self._engine, self._thread = engine, thread
         self._default_preset, self._recommended = map(engine.concrete_preset, (default_attribution, "recommended"))
         self._observers = observers or CallObservers()
+        self._follow_idle_seconds = follow_idle_seconds
         self._info = server_info(
             engine,
             {
@@ -72,6 +76,8 @@ class ExplainerService:
                 "max_queued_tokens": thread.max_queued_tokens,
                 "max_message_bytes": max_message_bytes,
                 "reader_timeout_seconds": thread.reader_timeout_seconds,
+                "max_followed_requests": thread.max_followed,
+                "follow_idle_seconds": follow_idle_seconds,
             },
             self._default_preset,
         )
@@ -79,12 +85,14 @@ class ExplainerService:
     def handler(self) -> grpc.GenericRpcHandler:
         """The handler to add to a gRPC server."""
         stream: Any = partial(grpc.unary_stream_rpc_method_handler, response_serializer=_serialize)
+        both_ways: Any = partial(grpc.stream_stream_rpc_method_handler, response_serializer=_serialize)
         unary: Any = partial(grpc.unary_unary_rpc_method_handler, response_serializer=_serialize)
         return grpc.method_handlers_generic_handler(
             SERVICE_NAME,
             {
                 **{name: stream(self._stream_handler(name, *rpc)) for name, rpc in STREAMING_RPCS.items()},
                 **{name: unary(self._unary_handler(name, *rpc)) for name, rpc in UNARY_RPCS.items()},
+                "Follow": both_ways(self._follow),
                 "GetServerInfo": unary(self._get_server_info),
             },
         )
@@ -97,7 +105,7 @@ class ExplainerService:
         async def handle(payload: bytes, context: Context) -> AsyncIterator[Message]:
             with self._active_call(name, context) as active:
                 read = active.quota.reserving(partial(start, tenant=active.call.client))
-                job = self._submit(active, request_type, payload, read, convert)
+                job = self._submit(active, requests_from_wire.parse(request_type, payload), len(payload), read, convert)
                 job.on_slow_reader = partial(_abort_slow_reader, context, active)
                 async for response in job:
                     yield response
@@ -111,7 +119,8 @@ class ExplainerService:
         async def handle(payload: bytes, context: Context) -> Message:
             with self._active_call(name, context) as active:
                 read = active.quota.charging(answer, num_tokens)
-                job = self._submit(active, request_type, payload, read, _no_events)
+                request = requests_from_wire.parse(request_type, payload)
+                job = self._submit(active, request, len(payload), read, _no_events)
                 response = await anext(aiter(job))
                 self._observers.on_response(active.call, response)
                 return response
@@ -126,20 +135,41 @@ class ExplainerService:
             return self._info
         return await _abort(context, active)
 
+    async def _follow(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[Message]:
+        """Explain a completion while its tokens come."""
+        convert: ConvertEvent[Message] = partial(events_to_wire.responses, pb.FollowResponse, self._engine)
+        with self._active_call("Follow", context) as active:
+            stats = active.call.stats
+            incoming = FollowRequests(aiter(requests), self._engine, self._follow_idle_seconds, stats)
+            start, num_bytes = await incoming.start()
+            read = active.quota.reserving(partial(follow, tenant=active.call.client))
+            job = self._submit(active, start, num_bytes, read, convert, FollowFeed(flush_seconds(start)))
+            job.on_slow_reader = partial(_abort_slow_reader, context, active)
+            feeding = asyncio.create_task(incoming.feed(job))
+            try:
+                async for response in job:
+                    yield response
+                    incoming.on_response(response)
+                    self._observers.on_response(active.call, response)
+            finally:
+                feeding.cancel()
+        if active.status is not None:
+            await context.abort_with_status(active.status)
+
     def _submit(
         self,
         active: ActiveCall,
-        request_type: type[Message],
-        payload: bytes,
+        request: Message,
+        num_bytes: int,
         read: Callable[..., Any],
         convert: ConvertEvent[Message],
+        feed: FollowFeed | None = None,
     ) -> Job[Message]:
-        """Parse a request and submit it to the engine thread."""
+        """Submit a request of `num_bytes` to the engine thread."""
         active.quota.check()
-        request = requests_from_wire.parse(request_type, payload)
         self._observers.on_request(active.call, request)
         requests_from_wire.name_presets(request, self._default_preset, self._recommended)
-        active.job = self._thread.submit(partial(read, request), convert, len(payload))
+        active.job = self._thread.submit(partial(read, request), convert, num_bytes, feed)
         return active.job
 
     @contextmanager

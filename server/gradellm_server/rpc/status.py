@@ -27,6 +27,7 @@ from gradellm_server.auth.quota import TooManyStreamsError, TooManyTokensError
 from gradellm_server.auth.tokens import MethodNotAllowedError, UnknownClientError
 from gradellm_server.engine_loop.errors import (
     EngineFailedError,
+    FollowIdleError,
     QueueFullError,
     ReadingFailedError,
     ShuttingDownError,
@@ -77,6 +78,7 @@ STATUS_BY_ERROR: dict[type[Exception], StatusMapping] = {
     GroupLostError: StatusMapping(code_pb2.UNAVAILABLE, "ENGINE_FAILED", _retry),
     ReadingFailedError: StatusMapping(code_pb2.INVALID_ARGUMENT, "TOKENIZER_FAILED"),
     TokenizerError: StatusMapping(code_pb2.INTERNAL, "TOKENIZER_FAILED"),  # on tokens that the model chose
+    FollowIdleError: StatusMapping(code_pb2.DEADLINE_EXCEEDED, "NOTHING_SENT"),
     SlowConsumerError: StatusMapping(code_pb2.ABORTED, "SLOW_READER"),
     UnsupportedModelError: StatusMapping(code_pb2.FAILED_PRECONDITION, "MODEL_NOT_SUPPORTED"),
     ModelLoadError: StatusMapping(code_pb2.FAILED_PRECONDITION, "MODEL_NOT_LOADED"),

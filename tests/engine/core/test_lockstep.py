@@ -35,9 +35,9 @@ from gradellm_engine.core.lockstep import (
     check_in_step,
     digest,
 )
-from gradellm_engine.core.pass_timings import PassTimings
 from gradellm_engine.core.request_spec import RequestCall
 from gradellm_engine.core.scheduler import Scheduler
+from gradellm_engine.core.scheduling.pass_timings import PassTimings
 from gradellm_engine.model.runner import ModelRunner
 from support.scheduler_harness import finish
 

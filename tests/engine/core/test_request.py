@@ -43,7 +43,7 @@ from gradellm_engine import (
     Sources,
 )
 from gradellm_engine.attention.ops import AttentionState
-from gradellm_engine.core.pass_timings import MAX_PREFILL_CHUNK_TOKENS
+from gradellm_engine.core.scheduling.pass_timings import MAX_PREFILL_CHUNK_TOKENS
 from gradellm_engine.model.runner import ModelRunner
 from gradellm_engine.passes.explained_pass import ExplainedPass
 from gradellm_engine.passes.ragged import RaggedPass

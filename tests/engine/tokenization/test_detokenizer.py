@@ -392,3 +392,22 @@ def test_text_that_a_special_token_may_end_is_held_back() -> None:
         completion.push(token_id)
         counts.append(completion.num_safe_tokens)
     assert counts == [1, 1, 1, 4]
+
+
+def test_a_text_that_may_end_later_holds_back_a_token_within_a_character() -> None:
+    """Its text is a replacement character if nothing follows, and empty if the rest of the character does."""
+    pieces = [b"a", b"\xc3", b"\xa9", b"\xe2", b"\x82"]
+
+    def decode(ids: Sequence[int]) -> str:
+        return b"".join(pieces[index] for index in ids).decode(errors="replace")
+
+    text = CompletionText(decode, (), may_end_later=True)
+    counts = []
+    for index in range(len(pieces)):
+        text.push(index)
+        counts.append(text.num_safe_tokens)
+    assert counts == [1, 1, 3, 3, 4]
+    text.finish()
+    assert text.num_safe_tokens == 5
+    assert text.text == "aé\ufffd"
+    assert [text.text[start:end] for start, end in text.spans] == ["a", "", "é", "", "\ufffd"]

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from gradellm_engine import (
     InvalidRequestError,
     Message,
+    MessageSpan,
     PromptInput,
     Segment,
 )
@@ -58,9 +59,34 @@ def test_bad_segments_of_messages(segments: list[Segment], field: str) -> None:
     assert caught.value.field == field
 
 
-def test_segments_need_a_text() -> None:
-    with pytest.raises(InvalidRequestError, match="not prompt_ids"):
-        PromptInput(prompt_ids=(1,), segments=(Segment("a", 0, 1),))
+def test_spans_of_token_ids() -> None:
+    ids = PromptInput(
+        prompt_ids=(1,),
+        segments=(Segment("a", 0, 1),),
+        message_spans=(MessageSpan("user", 0, 3), MessageSpan("x", 3, 3)),
+    )
+    assert ids.message_spans[0].end == 3  # the text is not known yet
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"prompt": "abc", "message_spans": (MessageSpan("user", 0, 1),)}, "input.message_spans"),
+        ({"prompt_ids": (1,), "message_spans": (MessageSpan("", 0, 1),)}, "input.message_spans[0].role"),
+        ({"prompt_ids": (1,), "message_spans": (MessageSpan("user", 2, 1),)}, "input.message_spans[0]"),
+        ({"prompt_ids": (1,), "message_spans": (MessageSpan("user", -1, 1),)}, "input.message_spans[0]"),
+        (
+            {"prompt_ids": (1,), "message_spans": (MessageSpan("user", 0, 3), MessageSpan("user", 2, 4))},
+            "input.message_spans[1]",
+        ),
+        ({"prompt_ids": (1,), "segments": (Segment("a", 0, 1, 0),)}, "input.segments[0].message"),
+        ({"prompt_ids": (1,), "segments": (Segment("a", 0, 2), Segment("b", 1, 3))}, "input.segments[1]"),
+    ],
+)
+def test_bad_spans_of_token_ids(arguments: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        PromptInput(**arguments)
+    assert caught.value.field == field
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from gradellm_engine import (
     Engine,
     InvalidRequestError,
     Message,
+    MessageSpan,
     Prompt,
     PromptInput,
     PromptToken,
@@ -345,3 +346,43 @@ def test_reading_a_prompt_can_be_interrupted(long_context: Engine, checks: int) 
             long_context.tokenize(PromptInput(messages=(Message("user", "a b " * 20_000), Message("user", "c"))))
     finally:
         interruption_point.reset(token)
+
+
+@given(contents=st.lists(texts, min_size=1, max_size=3), data=st.data())
+def test_messages_and_segments_of_token_ids(read_of: ReadPrompt, contents: list[str], data: st.DataObject) -> None:
+    """With the places of messages told, token ids are read as the messages that they were made from."""
+    messages = tuple(Message(("user", "assistant")[i % 2], f"Zq{i}{content}") for i, content in enumerate(contents))
+    read = read_of(PromptInput(messages=messages))
+    ids = tuple(token.id for token in read.tokens)
+    text = read_of(PromptInput(prompt_ids=ids)).text
+    if text != read.text or any(message.content not in text for message in messages):
+        return  # such as white space that the template strips
+    spans, end = [], 0
+    for message in messages:
+        start = text.index(message.content, end)
+        end = start + len(message.content)
+        spans.append(MessageSpan(message.role, start, end))
+    start = data.draw(st.integers(spans[0].start, spans[0].end - 1))
+    segment_end = data.draw(st.integers(start + 1, spans[0].end))
+    placed = read_of(
+        PromptInput(prompt_ids=ids, message_spans=tuple(spans), segments=(Segment("part", start, segment_end),))
+    )
+    offset = spans[0].start
+    expected = read_of(
+        PromptInput(messages=messages, segments=(Segment("part", start - offset, segment_end - offset, 0),))
+    )
+    assert placed.segments == ("part",)
+    for token, other in zip(placed.tokens, expected.tokens, strict=True):
+        if token.text == other.text:  # of a character in several tokens, its parts have the text of none
+            assert (token.role, token.message) == (other.role, other.message)
+            assert token.segment == other.segment
+
+
+def test_spans_outside_of_the_text_of_token_ids(read_of: ReadPrompt) -> None:
+    ids = tuple(token.id for token in read_of(PromptInput(prompt="abc")).tokens)
+    with pytest.raises(
+        InvalidRequestError, match=r"input.message_spans\[0\].end: is 100; the text has \d+ code points"
+    ):
+        read_of(PromptInput(prompt_ids=ids, message_spans=(MessageSpan("user", 0, 100),)))
+    with pytest.raises(InvalidRequestError, match=r"input.segments\[0\]: start and end must lie in the text"):
+        read_of(PromptInput(prompt_ids=ids, segments=(Segment("a", 0, 100),)))

@@ -20,7 +20,7 @@ from gradellm_engine import (
     Segment,
     Sources,
 )
-from gradellm_engine.core.pass_timings import MAX_PREFILL_CHUNK_TOKENS
+from gradellm_engine.core.scheduling.pass_timings import MAX_PREFILL_CHUNK_TOKENS
 from server.conftest import RunningServer
 
 PROMPT = "Once upon a time"

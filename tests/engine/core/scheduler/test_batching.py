@@ -24,7 +24,7 @@ from gradellm_engine import (
     Sources,
     TokenSelection,
 )
-from gradellm_engine.core.pass_timings import MAX_PREFILL_CHUNK_TOKENS
+from gradellm_engine.core.scheduling.pass_timings import MAX_PREFILL_CHUNK_TOKENS
 from gradellm_engine.params import PRESETS
 from support.oracle import SWITCHES, relative_error
 from support.scheduler_harness import (

@@ -15,8 +15,8 @@ from gradellm_engine import (
     GradEllm,
     Step,
 )
-from gradellm_engine.core.pass_timings import MAX_PREFILL_CHUNK_TOKENS, MIN_PREFILL_CHUNK_TOKENS
 from gradellm_engine.core.request import RequestPhase
+from gradellm_engine.core.scheduling.pass_timings import MAX_PREFILL_CHUNK_TOKENS, MIN_PREFILL_CHUNK_TOKENS
 from support.scheduler_harness import (
     PREFIX,
     SAMPLED,

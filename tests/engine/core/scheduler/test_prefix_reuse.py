@@ -13,7 +13,7 @@ from gradellm_engine import (
     Engine,
     GradEllm,
 )
-from gradellm_engine.core.pass_timings import MAX_PREFILL_CHUNK_TOKENS
+from gradellm_engine.core.scheduling.pass_timings import MAX_PREFILL_CHUNK_TOKENS
 from gradellm_engine.kv_cache.pool import MIN_REUSED_TOKENS
 from gradellm_engine.params import PRESETS
 from support.scheduler_harness import (

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradellm_engine.core.pass_timings import (
+from gradellm_engine.core.scheduling.pass_timings import (
     GAP_MARGIN,
     MAX_PREFILL_CHUNK_TOKENS,
     MIN_PREFILL_CHUNK_TOKENS,

@@ -1,0 +1,1 @@
+"""Calls that explain a completion while another engine writes it."""

@@ -1,0 +1,160 @@
+"""Explains a streaming response of the `openai` package while it is read.
+
+Ask a vLLM server for token ids and log-probabilities:
+
+    chunks = openai_client.chat.completions.create(
+        model=..., messages=messages, stream=True, logprobs=True, extra_body={"return_token_ids": True}
+    )
+    for item in client.follow_openai(chunks):
+        ...
+
+The prompt is then the one that the server read, and the completion is explained while it comes. A server that tells no
+token ids gives a text: with `messages` (or `prompt`) its completion is explained at the end, from its text. The chunks
+are read by their attributes; the openai package is not imported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+from gradellm.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator, Sequence
+
+    from gradellm.aio import AsyncClient
+    from gradellm.client import Client
+    from gradellm.models import Event
+    from gradellm.wire.keywords import AttributeKeywords, FollowKeywords
+
+__all__ = ["OpenAIItem", "follow_openai", "follow_openai_async"]
+
+_PROMPTS = ("prompt_ids", "messages")
+_FOLLOW_ALONE = ("max_new_tokens", "upstream_dtype", "flush_seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAIItem:
+    """A chunk of the other server, or an event of its explanation: exactly one of the two is not None."""
+
+    chunk: Any = None
+    """The chunk as it came."""
+    event: Event | None = None
+
+
+@dataclass
+class _Response:
+    """What has come of one choice of a response.
+
+    Raises InvalidRequestError where neither the chunks nor the keywords say what the prompt is.
+    """
+
+    choice: int
+    keywords: FollowKeywords
+    text: str = ""
+    prompt_ids: Sequence[int] = ()
+    tells_ids: bool = False
+    tokens: list[tuple[list[int], list[float | None]]] = field(default_factory=list)
+
+    def add(self, chunk: Any) -> None:  # noqa: ANN401 (a chunk of the openai package, or a mapping)
+        """Take a chunk into account."""
+        self.prompt_ids = self.prompt_ids or _get(chunk, "prompt_token_ids") or ()
+        for choice in _get(chunk, "choices") or ():
+            if (_get(choice, "index") or 0) != self.choice:
+                continue
+            self.prompt_ids = self.prompt_ids or _get(choice, "prompt_token_ids") or ()
+            self.text += _get(_get(choice, "delta"), "content") or _get(choice, "text") or ""
+            if ids := _get(choice, "token_ids"):
+                self.tells_ids = True
+                self.tokens.append((list(ids), _logprobs(choice, len(ids))))
+
+    def take(self) -> list[tuple[list[int], list[float | None]]]:
+        """Return the tokens since the last call, with their log-probabilities."""
+        tokens, self.tokens = self.tokens, []
+        return tokens
+
+    def follow_keywords(self) -> FollowKeywords:
+        """Return the keywords of `follow`: the prompt is the one that the server read, if it tells."""
+        if self.prompt_ids and not any(self.keywords.get(name) is not None for name in _PROMPTS):
+            return {**self.keywords, "prompt_ids": list(self.prompt_ids)}
+        return self.keywords
+
+    def attribute_keywords(self) -> AttributeKeywords:
+        """Return the keywords of `attribute` for the text."""
+        if not any(self.keywords.get(name) is not None for name in _PROMPTS):
+            raise InvalidRequestError.of(
+                "messages",
+                "are needed: the other server tells no token ids (ask for them with "
+                'extra_body={"return_token_ids": True}), so that its text is explained',
+            )
+        shared = {name: value for name, value in self.keywords.items() if name not in _FOLLOW_ALONE}
+        return cast("AttributeKeywords", {**shared, "completion": self.text})
+
+
+def follow_openai(client: Client, chunks: Iterable[Any], choice: int, keywords: FollowKeywords) -> Iterator[OpenAIItem]:
+    """Yield the chunks as they come, and events between them; see `Client.follow_openai`."""
+    response, following = _Response(choice, keywords), None
+    try:
+        for chunk in chunks:
+            yield OpenAIItem(chunk=chunk)
+            response.add(chunk)
+            if following is None and response.tells_ids:
+                following = client.follow(**response.follow_keywords())
+            if following is not None:
+                for ids, logprobs in response.take():
+                    following.append(ids, logprobs)
+                for event in following.poll():
+                    yield OpenAIItem(event=event)
+        if following is not None:
+            following.finish()
+            for event in following:
+                yield OpenAIItem(event=event)
+        elif response.text:
+            for event in client.attribute_events(**response.attribute_keywords()):
+                yield OpenAIItem(event=event)
+    finally:
+        if following is not None:
+            following.close()
+
+
+async def follow_openai_async(
+    client: AsyncClient, chunks: AsyncIterable[Any], choice: int, keywords: FollowKeywords
+) -> AsyncGenerator[OpenAIItem, None]:
+    """Yield the chunks as they come, and events between them; see `AsyncClient.follow_openai`."""
+    response, following = _Response(choice, keywords), None
+    try:
+        async for chunk in chunks:
+            yield OpenAIItem(chunk=chunk)
+            response.add(chunk)
+            if following is None and response.tells_ids:
+                following = client.follow(**response.follow_keywords())
+            if following is not None:
+                for ids, logprobs in response.take():
+                    await following.append(ids, logprobs)
+                for event in following.poll():
+                    yield OpenAIItem(event=event)
+        if following is not None:
+            await following.finish()
+            async for event in following:
+                yield OpenAIItem(event=event)
+        elif response.text:
+            async for event in client.attribute_events(**response.attribute_keywords()):
+                yield OpenAIItem(event=event)
+    finally:
+        if following is not None:
+            await following.aclose()
+
+
+def _logprobs(choice: Any, count: int) -> list[float | None]:  # noqa: ANN401
+    """The log-probabilities of a choice's tokens; None for each where the chunk has not as many."""
+    logprobs = _get(choice, "logprobs")
+    values = _get(logprobs, "token_logprobs")  # of the older completions API
+    if values is None:
+        values = [_get(token, "logprob") for token in _get(logprobs, "content") or ()]
+    return list(values) if len(values) == count else [None] * count
+
+
+def _get(value: Any, name: str) -> Any:  # noqa: ANN401
+    """A field of a chunk, be it an object or a mapping; None where it is absent."""
+    return value.get(name) if isinstance(value, dict) else getattr(value, name, None)

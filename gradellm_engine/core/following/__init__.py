@@ -1,0 +1,1 @@
+"""Completions that another engine writes: their tokens while they come, and whether it runs the same model."""
