@@ -9,13 +9,12 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from gradellm.transport.credentials import is_local
 
 if TYPE_CHECKING:
     from gradellm import AsyncClient
-    from gradellm_gateway.upstream.explainer import Explainer
     from gradellm_gateway.upstream.routes import UpstreamRoutes
 
 EXIT_USAGE, EXIT_FAILED = 2, 3  # the latter is uvicorn's, which has logged the reason
@@ -111,7 +110,7 @@ def _upstream_routes(
 ) -> UpstreamRoutes:
     """Return the routes in front of an upstream. Raises GradellmError for flags that cannot be."""
     from gradellm_gateway.upstream.connection import Timeouts, Upstream
-    from gradellm_gateway.upstream.explainer import FollowSettings
+    from gradellm_gateway.upstream.followed_answer import FollowSettings
     from gradellm_gateway.upstream.routes import UpstreamRoutes
 
     upstream = Upstream(
@@ -120,7 +119,7 @@ def _upstream_routes(
         token=_token("--upstream-token-file", options),
     )
     settings = FollowSettings(options.upstream_dtype, options.explain_wait)
-    return UpstreamRoutes(upstream, cast("Explainer", client), settings, refuse)
+    return UpstreamRoutes(upstream, client, settings, refuse)
 
 
 def _token(flag: str, options: argparse.Namespace) -> str | None:

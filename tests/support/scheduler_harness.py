@@ -21,9 +21,9 @@ from gradellm_engine import (
     Sources,
     Step,
 )
-from gradellm_engine.core.scheduling.pass_timings import DEFAULT_MAX_GAP_SECONDS
 from gradellm_engine.core.sampler import Distribution, choose_token, sampling_probs, uniform_draw
 from gradellm_engine.core.scheduler import Scheduler
+from gradellm_engine.core.scheduling.pass_timings import DEFAULT_MAX_GAP_SECONDS
 from support.oracle import relative_error
 
 TOLERANCE = 1e-5  # of scores in float32

@@ -7,7 +7,6 @@ beginning of a tool call, it sends chunks with nothing but ids, which are not pa
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +29,7 @@ class ChoiceTokens:
     Attributes:
         index: the choice's.
         ids: its new tokens; None where the upstream tells none.
-        logprobs: one a token, NaN for one that is not known; or None.
+        logprobs: one a token, None for one that is not known; or None.
         content: new text of the message's content.
         reasoning: new text of its reasoning, where the upstream has that apart.
         is_finished: whether it has a finish reason.
@@ -38,7 +37,7 @@ class ChoiceTokens:
 
     index: int
     ids: tuple[int, ...] | None
-    logprobs: tuple[float, ...] | None
+    logprobs: tuple[float | None, ...] | None
     content: str = ""
     reasoning: str = ""
     is_finished: bool = False
@@ -161,13 +160,12 @@ def _ids(value: object) -> tuple[int, ...] | None:
     return tuple(value)
 
 
-def _logprobs(value: object, count: int) -> tuple[float, ...] | None:
-    """Return a choice's log-probabilities, one for each of `count` tokens, NaN for one that is not known; or None."""
+def _logprobs(value: object, count: int) -> tuple[float | None, ...] | None:
+    """Return a choice's log-probabilities, one for each of `count` tokens, None for one that is not known; or None."""
     content = value.get("content") if isinstance(value, Mapping) else None
     if not isinstance(content, list) or len(content) != count:
         return None
     found = (each.get("logprob") if isinstance(each, Mapping) else None for each in content)
     return tuple(
-        min(float(each), 0.0) if isinstance(each, int | float) and each > _UNKNOWN_LOGPROB else math.nan
-        for each in found
+        min(float(each), 0.0) if isinstance(each, int | float) and each > _UNKNOWN_LOGPROB else None for each in found
     )

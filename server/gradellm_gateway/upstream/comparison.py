@@ -17,9 +17,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gradellm import GradellmError
+from gradellm import AsyncClient, GradellmError
 from gradellm_gateway.upstream.connection import Upstream, UpstreamError
-from gradellm_gateway.upstream.explainer import Explainer
 from gradellm_gateway.upstream.provenance import Compared
 
 __all__ = ["Comparison", "ModelComparison", "OtherModelError"]
@@ -64,7 +63,7 @@ class ModelComparison:
         on_other_model: is called with the message if the models differ.
     """
 
-    def __init__(self, upstream: Upstream, explainer: Explainer, on_other_model: Callable[[str], object]) -> None:
+    def __init__(self, upstream: Upstream, explainer: AsyncClient, on_other_model: Callable[[str], object]) -> None:
         self._upstream, self._explainer, self._on_other_model = upstream, explainer, on_other_model
         self.found: Comparison | None = None
         self.missing = "the upstream's model has not been compared with the explainer's yet"

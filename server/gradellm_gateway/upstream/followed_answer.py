@@ -22,13 +22,14 @@ from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 
+from gradellm import AsyncClient
 from gradellm.explanation.explanation import Collector
+from gradellm.models import UpstreamDtype
 from gradellm_gateway.documents import source_event
 from gradellm_gateway.errors import error_object
 from gradellm_gateway.upstream.answer_fields import AnswerFields, MalformedAnswerError
 from gradellm_gateway.upstream.caller import Caller
 from gradellm_gateway.upstream.connection import UpstreamError, UpstreamResponse
-from gradellm_gateway.upstream.explainer import Explainer, FollowSettings
 from gradellm_gateway.upstream.followed_prompt import FollowedPrompt
 from gradellm_gateway.upstream.followed_request import FollowedRequest
 from gradellm_gateway.upstream.following import ChoiceFollower, Incomplete, Said
@@ -36,13 +37,26 @@ from gradellm_gateway.upstream.headers import response_headers
 from gradellm_gateway.upstream.provenance import UpstreamProvenance
 from gradellm_gateway.upstream.sse import DONE, EventSplitter, ServerSentEvent, event_bytes
 
-__all__ = ["MAX_ANSWER_BYTES", "FollowedAnswer"]
+__all__ = ["MAX_ANSWER_BYTES", "FollowSettings", "FollowedAnswer", "Followers"]
 
 MAX_ANSWER_BYTES = 32 << 20
 """Of an answer that is not streamed; larger ones are passed on without an explanation."""
 _MAX_INLINE_BYTES = 1 << 20  # of JSON that is parsed without a thread of its own
 _HEAD = ("id", "object", "created", "model")
 _MAX_QUEUED = 256  # events for a caller who reads more slowly than they come
+
+
+@dataclass(frozen=True)
+class FollowSettings:
+    """How answers of the upstream are explained.
+
+    Attributes:
+        dtype: the numbers that the upstream computes with, as it was declared.
+        wait_seconds: how long the end of an answer waits for its last rows.
+    """
+
+    dtype: UpstreamDtype = "bfloat16"
+    wait_seconds: float = 30.0
 
 
 @dataclass(frozen=True)
@@ -59,7 +73,7 @@ class Followers:
 
     request: FollowedRequest
     fields: AnswerFields
-    explainer: Explainer
+    explainer: AsyncClient
     provenance: UpstreamProvenance
     settings: FollowSettings
 

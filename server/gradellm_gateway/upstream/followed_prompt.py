@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from gradellm import GradellmError, TokenizedPrompt
-from gradellm_gateway.upstream.explainer import Explainer
+from gradellm import AsyncClient, GradellmError, TokenizedPrompt
 from gradellm_gateway.upstream.followed_request import FollowedRequest
 from gradellm_gateway.upstream.prompt import place_messages
 from gradellm_gateway.upstream.provenance import Compared
@@ -21,7 +20,7 @@ class FollowedPrompt:
     messages; else it follows the upstream's ids, with spans of messages that were found by their text.
     """
 
-    def __init__(self, request: FollowedRequest, explainer: Explainer) -> None:
+    def __init__(self, request: FollowedRequest, explainer: AsyncClient) -> None:
         self._request, self._explainer = request, explainer
         self._ids: tuple[int, ...] | None = None
         self._rendering = asyncio.ensure_future(self._render())

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from gradellm import InvalidRequestError
-from gradellm.wire.keywords import AttributionKeywords
+from gradellm.wire.keywords import AttributionKeywords, FollowKeywords
+from gradellm.wire.requests import follow_request
 from gradellm_gateway.documents import CitedDocuments, Span, with_documents
 from gradellm_gateway.event_objects import Extras
-from gradellm_gateway.fields import object_, truncated
+from gradellm_gateway.fields import FieldNames, object_, truncated
 from gradellm_gateway.upstream.answer_fields import constrains_sampling
 from gradellm_gateway.upstream.prompt import ChatMessage
 
@@ -73,9 +74,14 @@ class FollowedRequest:
                 "gradellm.pictures", "needs stream: true; POST finished answers to /v1/gradellm/pictures"
             )
         left_out = {*Extras.__annotations__, "segments"}
+        keywords = {name: value for name, value in own.items() if name not in left_out}
+        try:
+            follow_request(None, cast("FollowKeywords", {**keywords, "prompt_ids": [0]}))
+        except InvalidRequestError as error:
+            raise FieldNames(body, attribution="gradellm.{}", gradellm_fields=_FIELDS).error(error) from error
         return cls(
             body,
-            {name: value for name, value in own.items() if name not in left_out},
+            keywords,
             extras,
             documents,
             _segments(own.get("segments"), texts),

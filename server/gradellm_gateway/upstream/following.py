@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gradellm import (
+    AsyncClient,
     DeadlineExceededError,
     Event,
     GradellmError,
@@ -19,9 +20,9 @@ from gradellm import (
     UnauthenticatedError,
     UnavailableError,
 )
+from gradellm.following.asynchronous import AsyncFollowing
 from gradellm_gateway.event_objects import EventObjects
 from gradellm_gateway.upstream.answer_fields import ChoiceTokens
-from gradellm_gateway.upstream.explainer import Explainer
 from gradellm_gateway.upstream.followed_prompt import FollowedPrompt
 from gradellm_gateway.upstream.followed_request import FollowedRequest
 from gradellm_gateway.upstream.provenance import UpstreamProvenance
@@ -82,7 +83,7 @@ class ChoiceFollower:
     def __init__(
         self,
         request: FollowedRequest,
-        explainer: Explainer,
+        explainer: AsyncClient,
         prompt: FollowedPrompt,
         provenance: UpstreamProvenance,
         say: Callable[[Said], Awaitable[None]],
@@ -199,14 +200,14 @@ class ChoiceFollower:
                 with suppress(asyncio.CancelledError, GradellmError):  # the call's error is raised above
                     await sending
 
-    async def _send(self, following: Any) -> None:  # noqa: ANN401 (Following)
+    async def _send(self, following: AsyncFollowing) -> None:
         while True:
             await self._has_more.wait()
             self._has_more.clear()
             pending, self._pending = self._pending, []
             for tokens in pending:
                 logprobs = tokens.logprobs if self._request.has_free_logprobs else None
-                await following.append(tokens.ids, logprobs)
+                await following.append(tokens.ids or (), logprobs)
             if self._has_ended and not self._pending:
                 await following.finish()
                 return

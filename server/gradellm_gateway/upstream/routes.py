@@ -10,15 +10,14 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from gradellm import GradellmError, PermissionDeniedError, UnauthenticatedError, UnavailableError
+from gradellm import AsyncClient, GradellmError, PermissionDeniedError, UnauthenticatedError, UnavailableError
 from gradellm_gateway.errors import RequestTooLargeError, body_of, headers_of, status_of
 from gradellm_gateway.request_body import MAX_BODY_BYTES
 from gradellm_gateway.upstream.answer_fields import AnswerFields
 from gradellm_gateway.upstream.caller import Caller
 from gradellm_gateway.upstream.comparison import ModelComparison
 from gradellm_gateway.upstream.connection import Upstream, UpstreamError, UpstreamResponse
-from gradellm_gateway.upstream.explainer import Explainer, FollowSettings
-from gradellm_gateway.upstream.followed_answer import FollowedAnswer, Followers
+from gradellm_gateway.upstream.followed_answer import FollowedAnswer, Followers, FollowSettings
 from gradellm_gateway.upstream.followed_request import FollowedRequest
 from gradellm_gateway.upstream.headers import request_headers, trace_context
 from gradellm_gateway.upstream.passing import PassingRoute, pass_answer, pass_request, path_below
@@ -40,7 +39,7 @@ class UpstreamRoutes:
     def __init__(
         self,
         upstream: Upstream,
-        explainer: Explainer,
+        explainer: AsyncClient,
         settings: FollowSettings,
         on_other_model: Callable[[str], object],
     ) -> None:

@@ -13,13 +13,13 @@ import pytest
 from gateway.conftest import running, server, serving
 from gateway.http_calls import send
 from gradellm import AsyncClient
+from gradellm.models import UpstreamDtype
 from gradellm_engine import Engine
 from gradellm_gateway.upstream.connection import Timeouts, Upstream
-from gradellm_gateway.upstream.explainer import FollowSettings
+from gradellm_gateway.upstream.followed_answer import FollowSettings
 from gradellm_gateway.upstream.routes import UpstreamRoutes
 from server.conftest import RunningServer
 from support.upstream.fake_vllm import FakeVllm
-from support.upstream.following import follow_by_attribute
 
 __all__ = ["server", "serving"]
 
@@ -33,7 +33,7 @@ def in_front_of(
     *,
     idle_seconds: float = 20.0,
     wait_seconds: float = 20.0,
-    dtype: str = "float32",
+    dtype: UpstreamDtype = "float32",
     token: str | None = None,
     refusals: list[str] | None = None,
     is_compared: bool = True,
@@ -42,10 +42,9 @@ def in_front_of(
     """The URL of a gateway in front of an upstream, once it has compared the models."""
 
     def routes(client: AsyncClient) -> UpstreamRoutes:
-        explainer: Any = follow_by_attribute(client)
         upstream = Upstream(url, timeouts=Timeouts(2.0, idle_seconds), token=token)
         refused = refusals.append if refusals is not None else print
-        return UpstreamRoutes(upstream, explainer, FollowSettings(dtype, wait_seconds), refused)
+        return UpstreamRoutes(upstream, client, FollowSettings(dtype, wait_seconds), refused)
 
     with running(target, upstream=routes, **gateway) as own:
         until = time.monotonic() + 20

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
+from gradellm import Event
+from gradellm.models import Agreement, AgreementTotal, Finished, Timings, Usage
 from gradellm_gateway.upstream.provenance import UpstreamProvenance
 
 
-def event(**fields: Any) -> Any:
-    return SimpleNamespace(**{"finished": None, "agreement": None, **fields})
-
-
-def agreement(num_tokens: int, largest: float, mean: float, verdict: str) -> Any:
-    return SimpleNamespace(num_tokens=num_tokens, largest=largest, mean=mean, noise=0.1, verdict=verdict)
-
-
-def test_agreements_add_up() -> None:
-    found = UpstreamProvenance("float32").after(event(agreement=agreement(16, 0.2, 0.1, "unknown")))
-    found = found.after(event(agreement=agreement(4, 0.1, 0.05, "same"))).after(event())
-    log_probs = found.to_dict()["log_probs"]
-    assert log_probs == {"tokens": 20, "largest": 0.2, "mean": 0.09, "noise": 0.1, "verdict": "same"}
-    finished = SimpleNamespace(verdict="different")
-    assert found.after(event(finished=finished)).log_probs.verdict == "different"
+def test_the_last_comparison_counts() -> None:
+    unknown, same = AgreementTotal(4, 0.2, 0.1, 0.0, "unknown"), AgreementTotal(20, 0.2, 0.1, 0.01, "same")
+    found = UpstreamProvenance("float32").after(Event(agreement=Agreement(0, 4, 0.2, 0.1, unknown)))
+    assert found.log_probs == unknown
+    assert found.after(Event()).log_probs == unknown
+    finished = Finished("end_of_completion", "", Usage(1, 1, 1, 0), Timings(0, 0, 0, 0), same)
+    expected = {"tokens": 20, "largest": 0.2, "mean": 0.1, "noise": 0.01, "verdict": "same"}
+    assert found.after(Event(finished=finished)).to_dict()["log_probs"] == expected
 
 
 def test_where_ids_are_from() -> None:

@@ -200,5 +200,6 @@ def test_texts_and_fields_are_vllms_own(through: tuple[RecordingProxy, str], num
     assert rows == {choice: list(range(len(each))) for choice, each in ids.items()}
     for each in provenance:
         assert (each["ids"], each["tokenizer"]) == ("upstream", "same")
-        assert each["log_probs"]["verdict"] in ("same", "unknown")
-        assert each["log_probs"]["largest"] < 1e-3
+        if (compared := each["log_probs"]) is not None:
+            assert compared["verdict"] in ("same", "unknown")
+            assert compared["largest"] < 1e-3

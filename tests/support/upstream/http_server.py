@@ -36,6 +36,7 @@ class Reply:
 
     async def begin(self, status: int, headers: dict[str, str] | None = None) -> None:
         lines = [f"HTTP/1.1 {status} X", *(f"{name}: {value}" for name, value in (headers or {}).items())]
+        lines.append("Connection: close")  # as `_serve` does
         if not any(name.lower() in ("content-length", "transfer-encoding") for name in headers or {}):
             lines.append("Transfer-Encoding: chunked")
         await self.raw("\r\n".join([*lines, "", ""]).encode())
