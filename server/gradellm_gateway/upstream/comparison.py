@@ -25,6 +25,7 @@ __all__ = ["Comparison", "ModelComparison", "OtherModelError"]
 
 _log = logging.getLogger("uvicorn.error")
 RETRY_SECONDS = 2.0
+_NOT_READY = (502, 503, 504)  # of servers that load their model, and of proxies before them
 TEXTS = (
     "The quick brown fox jumps over 13 lazy dogs; isn't that 3.14159 times as many?",
     "def f(x):\n\treturn {'a': x ** 2}  # indented\n\n\n    <b>&amp;</b>",
@@ -122,7 +123,7 @@ class ModelComparison:
     async def _model(self) -> str:
         """Return the upstream's model. Raises UpstreamError while it is not ready."""
         status, answer = await self._upstream.call("GET", "/models")
-        if status >= 500:
+        if status in _NOT_READY:
             raise UpstreamError(f"the upstream at {self._upstream.address} answers {status}", 503, "upstream_not_ready")
         models = answer.get("data") if isinstance(answer, Mapping) else None
         first = models[0] if isinstance(models, list) and models else None
@@ -131,13 +132,13 @@ class ModelComparison:
 
     async def _tokenize(self, model: str, **what: Any) -> list[int] | None:  # noqa: ANN401 (fields of the request)
         """Return the ids of vLLM's /tokenize; None for an upstream without it."""
-        status, answer = await self._upstream.beside().call("POST", "/tokenize", {"model": model, **what})
+        status, answer = await self._upstream.beside().call("POST", "/tokenize", {**_named(model), **what})
         return _ids(answer, "tokens") if status == 200 else None
 
     async def _prompt_of_a_chat(self, model: str) -> list[int] | None:
         """Return the ids of a chat's prompt; None for an upstream that tells no ids."""
         asked = {"return_token_ids": True, "logprobs": True, "max_tokens": 1, "temperature": 0}
-        body = {"model": model, "messages": CHAT, **asked}
+        body = {**_named(model), "messages": CHAT, **asked}
         status, answer = await self._upstream.call("POST", "/chat/completions", body)
         return _ids(answer, "prompt_token_ids") if status == 200 else None
 
@@ -156,6 +157,10 @@ class ModelComparison:
             f"the upstream's model {theirs} is not the explainer's, {own}: {reason}; start the explainer with the "
             "upstream's model"
         )
+
+
+def _named(model: str) -> dict[str, str]:
+    return {"model": model} if model else {}
 
 
 def _ids(answer: object, name: str) -> list[int] | None:

@@ -120,7 +120,7 @@ class FakeVllm(HttpServer):
             {
                 "index": index,
                 "message": {"role": "assistant", "content": _text(tokens), "refusal": None, "annotations": None},
-                "finish_reason": "length",
+                "finish_reason": _reason(body, tokens),
                 "stop_reason": None,
                 **self._choice(body, tokens),
             }
@@ -143,7 +143,7 @@ class FakeVllm(HttpServer):
                 await asyncio.sleep(self.pause_seconds)
                 is_last = place == len(tokens) - 1
                 choice = {"index": index, "delta": {"content": tokens[place].text}}
-                choice["finish_reason"] = "length" if is_last else None
+                choice["finish_reason"] = _reason(body, tokens) if is_last else None
                 choice |= self._choice(body, tokens[place : place + 1]) | ({"stop_reason": None} if is_last else {})
                 await reply.event({**head, "choices": [choice]})
             if self.break_after == place + 1:
@@ -163,6 +163,10 @@ def _texts(messages: list[Any]) -> list[dict[str, str]]:
             content = "\n".join(part["text"] for part in content)
         made.append({"role": message["role"], "content": content})
     return made
+
+
+def _reason(body: Any, tokens: list[Token]) -> str:
+    return "length" if len(tokens) == (body.get("max_tokens") or 8) else "stop"
 
 
 def _text(tokens: list[Token]) -> str:
