@@ -9,7 +9,6 @@ from typing import Any
 import openai
 import pytest
 
-from gateway.http_calls import MESSAGES, post
 from gradellm import Client, Event, Explanation
 from gradellm.models import Alternative, Token
 from gradellm.pictures.chips import canvas
@@ -18,6 +17,7 @@ from gradellm_gateway.chat import ChatRequest, Completion
 from gradellm_gateway.documents import CitedDocuments
 from gradellm_gateway.event_objects import citation_objects
 from server.conftest import RunningServer
+from support.http_calls import MESSAGES, post
 
 
 def undisturbed(server: RunningServer, **keywords: Any) -> Explanation:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gateway.conftest import running, server, serving
-from gateway.http_calls import send
 from gradellm import AsyncClient
 from gradellm.models import UpstreamDtype
 from gradellm_engine import Engine
@@ -19,11 +18,10 @@ from gradellm_gateway.upstream.connection import Timeouts, Upstream
 from gradellm_gateway.upstream.followed_answer import FollowSettings
 from gradellm_gateway.upstream.routes import UpstreamRoutes
 from server.conftest import RunningServer
+from support.http_calls import send
 from support.upstream.fake_vllm import FakeVllm
 
 __all__ = ["server", "serving"]
-
-InFront = Callable[..., AbstractContextManager[str]]
 
 
 @contextmanager

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from gateway.http_calls import MESSAGES, post, send
 from gateway.upstream.conftest import in_front_of
 from server.conftest import RunningServer
+from support.http_calls import MESSAGES, post, send
 from support.upstream.fake_vllm import KEY, MODEL, FakeVllm
 from support.upstream.http_server import HttpServer, Received, Reply
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from gateway.http_calls import MESSAGES, post
 from gateway.upstream.conftest import in_front_of
 from gradellm_gateway.upstream import followed_answer
 from server.conftest import RunningServer
+from support.http_calls import MESSAGES, post
 from support.upstream.fake_vllm import FakeVllm, data_lines
 from support.upstream.http_server import Received, Reply
 

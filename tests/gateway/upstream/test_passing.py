@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from gateway.http_calls import MESSAGES, connect, post, send
 from gateway.upstream.conftest import in_front_of
 from server.conftest import RunningServer
+from support.http_calls import MESSAGES, connect, post, send
 from support.upstream.fake_vllm import KEY, FakeVllm
 from support.upstream.http_server import HttpServer, Received, Reply
 

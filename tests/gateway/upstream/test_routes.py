@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from typing import Any
 
 import openai
 import pytest
 
-from gateway.http_calls import MESSAGES, connect, post
 from gateway.upstream.conftest import in_front_of
 from gradellm import Client, Explanation
 from gradellm_gateway.request_body import MAX_BODY_BYTES
-from server.conftest import RunningServer
+from server.conftest import RunningServer, Serving
+from support.http_calls import MESSAGES, connect, post
 from support.upstream.fake_vllm import CREATED, KEY, MODEL, FakeVllm, data_lines
 
 BODY: dict[str, Any] = {"model": "any", "messages": MESSAGES, "max_tokens": 5, "temperature": 0}
@@ -230,3 +231,20 @@ def test_chunks_have_the_upstreams_head(url: str) -> None:
     assert {chunk["created"] for chunk in own} == {CREATED}
     assert {chunk["model"] for chunk in own} == {MODEL}
     assert "canvas" in own[0]["gradellm"]
+
+
+def test_an_explainer_that_dies_in_mid_stream_leaves_the_answer_whole(server: RunningServer, serving: Serving) -> None:
+    vllm = FakeVllm(server.address)
+    vllm.pause_seconds = 0.2
+    body = {**BODY, "messages": DOCUMENTS, "max_tokens": 12, "stream": True}
+    with serving() as explainer, in_front_of(vllm.url, explainer.address, wait_seconds=2.0) as url:
+        stopping = threading.Timer(0.8, lambda: explainer.run(explainer.server.stop(grace_seconds=0)))
+        stopping.start()
+        chunks = data_lines(post(f"{url}/v1/chat/completions", {**body, "gradellm": {}})[2])
+        stopping.join()
+    direct = data_lines(post(f"{vllm.url}/chat/completions", body)[2])
+    vllm.close()
+    assert of_the_upstream(chunks) == direct
+    lacks = said_of(chunks)[-1]["incomplete"]
+    assert lacks["code"] in ("explainer_unavailable", "timeout")
+    assert lacks["explained_tokens"] < lacks["tokens"] == len(direct) - 2

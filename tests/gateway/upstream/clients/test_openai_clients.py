@@ -11,12 +11,12 @@ from typing import Any
 import openai
 import pytest
 
-from gateway.http_calls import post
+from support.http_calls import post
 from support.upstream.fake_vllm import FakeVllm
 
 QUESTION = "Clara sang because she had got a card. Why did Clara sing?"
 MESSAGES: Any = [{"role": "user", "content": QUESTION}]
-PACKAGES = next(iter((Path(__file__).parents[3] / ".cache").glob("node-*/node_modules/openai")), None)
+PACKAGES = next(iter((Path(__file__).parents[4] / ".cache").glob("node-*/node_modules/openai")), None)
 
 
 def expected(vllm: FakeVllm, **fields: Any) -> list[str]:

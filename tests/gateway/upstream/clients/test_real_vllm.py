@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from gateway.http_calls import post
 from gateway.upstream.conftest import in_front_of
 from gradellm_engine import Engine
 from gradellm_server.settings import ServerSettings
 from server.conftest import RunningServer
+from support.http_calls import post
 from support.upstream.fake_vllm import data_lines
 from support.upstream.recording_proxy import RecordingProxy
 
