@@ -161,7 +161,7 @@ class RankZeroScheduler(Scheduler):
 
     def has_work(self, is_eligible: EligibilityFn = lambda request: True) -> bool:
         """See `Scheduler`."""
-        if self.waiting and self._calls[-1:] != [Admit()]:
+        if self._may_admit and self._calls[-1:] != [Admit()]:
             self._calls.append(Admit())  # this call admits them, before the next step does
         return super().has_work(is_eligible)
 

@@ -187,8 +187,7 @@ class Scheduler:
 
     def admit(self) -> None:
         """Give KV slots to waiting requests, first come first served, up to the limits and while memory lasts."""
-        num_followed = sum(request.is_followed for request in self.running)
-        left = {True: self.max_followed - num_followed, False: self.max_running - len(self.running) + num_followed}
+        left = self._slots_left
         for request in list(self.waiting):
             if left[request.is_followed] <= 0:
                 continue
@@ -202,6 +201,18 @@ class Scheduler:
             request.start(slot)
             request.add_time("queue", time.perf_counter())
             self.running.append(request)
+
+    @property
+    def _slots_left(self) -> dict[bool, int]:
+        """How many more followed requests may run, and how many others."""
+        num_followed = sum(request.is_followed for request in self.running)
+        return {True: self.max_followed - num_followed, False: self.max_running - len(self.running) + num_followed}
+
+    @property
+    def _may_admit(self) -> bool:
+        """Whether a waiting request may run, if there is memory."""
+        left = self._slots_left
+        return any(left[request.is_followed] > 0 for request in self.waiting)
 
     @property
     def _chunk_size(self) -> int:

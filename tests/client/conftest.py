@@ -88,6 +88,8 @@ class FakeServer(explainer_pb2_grpc.ExplainerServiceServicer):
         self.target = ""
         self.requests: list[Message] = []
         self.parts = play()
+        self.followed: list[pb.FollowRequest] = []
+        self.fails_after = 0  # rows of Follow
         self.failure: grpc.Status | None = None
         self.hold = threading.Event()  # set: streams wait after their parts until they are cancelled
         self.received = threading.Event()
@@ -131,6 +133,36 @@ class FakeServer(explainer_pb2_grpc.ExplainerServiceServicer):
 
     def Attribute(self, request: pb.AttributeRequest, context: grpc.ServicerContext) -> Iterator[Message]:  # noqa: N802
         return self._stream(request, context, pb.AttributeResponse)
+
+    def Follow(  # noqa: N802
+        self, requests: Iterator[pb.FollowRequest], context: grpc.ServicerContext
+    ) -> Iterator[Message]:
+        """A token and its row for each id that is appended; `followed` has the messages."""
+        count = 0
+        for request in requests:
+            self.followed.append(request)
+            match request.WhichOneof("request"):
+                case "start":
+                    count = len(request.start.completion_ids)
+                    yield pb.FollowResponse(started=_resolved(started(), request.start.attribution))
+                case "append":
+                    for index, token_id in enumerate(request.append.ids, start=count):
+                        token = pb.Token(index=index, id=token_id, text="a", start=index, end=index + 1, logprob=-0.5)
+                        yield pb.FollowResponse(token=token)
+                    total = pb.AgreementTotal(tokens=count + len(request.append.ids), verdict=pb.VERDICT_SAME)
+                    yield pb.FollowResponse(
+                        agreement=pb.Agreement(first_token=count, tokens=len(request.append.ids), total=total)
+                    )
+                    for _ in request.append.ids:
+                        row = pb.Attribution(token_index=count, scores=[0.25] * 5, target_token_id=1)
+                        yield pb.FollowResponse(attribution=row)
+                        count += 1
+                        if self.failure is not None and count == self.fails_after:
+                            failure, self.failure = self.failure, None
+                            context.abort_with_status(failure)
+                case "finish":
+                    yield pb.FollowResponse(finished=pb.Finished(reason=pb.FINISH_REASON_END_OF_COMPLETION))
+        self.cancelled.set()
 
     def Tokenize(self, request: pb.TokenizeRequest, context: grpc.ServicerContext) -> Message:  # noqa: N802
         self.requests.append(request)

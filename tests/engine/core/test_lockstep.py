@@ -24,10 +24,15 @@ from gradellm_engine import (
     Request,
     Sampling,
 )
+from gradellm_engine.core.following.agreement import NumberFormat
+from gradellm_engine.core.following.given_tokens import FollowSettings
 from gradellm_engine.core.lockstep import (
     Admit,
+    Append,
     Cancel,
     Command,
+    Finish,
+    Flush,
     FollowerLoop,
     RankZeroScheduler,
     StepCommand,
@@ -249,3 +254,38 @@ def test_errors_that_other_ranks_may_not_have_end_the_group(error: Exception) ->
 
 def test_an_error_on_all_ranks_keeps_the_group() -> None:
     check_in_step([SimpleNamespace(error=InvalidRequestError("seed", "is none"))])  # type: ignore[list-item]
+
+
+def test_a_followed_request(engine: Engine) -> None:
+    """Tokens, flushes and the end are broadcast; every rank reads the same chunks."""
+    ranks = Ranks()
+    scheduler = rank_zero(engine, ranks)
+    settings = AttributionSettings(chunk_size=4)
+    request = engine.follow_request("Once upon", settings, FollowSettings(upstream_dtype=NumberFormat.FLOAT32))
+    scheduler.submit(request)
+    ids = engine.tokenize(" a time there was").ids[1:]
+    for first in range(0, len(ids), 5):
+        scheduler.append(request, ids[first : first + 5], [-1.0] * len(ids[first : first + 5]))
+        while scheduler.has_work():
+            list(scheduler.step())
+    scheduler.flush(request)
+    list(scheduler.step())
+    scheduler.finish(request)
+    finish(scheduler, [request])
+    list(scheduler.step())
+    scheduler.stop_followers()
+    calls = [call for command in ranks.commands for call in command.calls if not isinstance(call, Admit)]
+    kinds = [type(call) for call in calls]
+    assert kinds == [Submit, *[Append] * -(-len(ids) // 5), Flush, Finish]
+    assert [token for call in calls if isinstance(call, Append) for token in call.ids] == ids
+    (rebuilt,) = follow(engine, ranks.commands)
+    assert rebuilt.ids == request.ids
+    assert rebuilt.is_closed
+
+
+def test_tokens_of_a_request_that_is_not_followed(engine: Engine) -> None:
+    request = generation(engine, 1)
+    assert request.call is not None
+    commands = [Command((Submit(1, request.call), Append(1, (5,))), digest=0)]
+    with pytest.raises(GroupLostError, match="has tokens for request 1, which is not followed"):
+        follow(engine, commands)

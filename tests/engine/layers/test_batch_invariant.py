@@ -26,8 +26,8 @@ from gradellm_engine import (
     Sources,
     UnsupportedModelError,
 )
-from gradellm_engine.core import pass_timings
 from gradellm_engine.core.scheduler import Scheduler
+from gradellm_engine.core.scheduling import pass_timings
 from gradellm_engine.layers import batch_invariant as invariant
 from gradellm_engine.layers.batch_invariant import patch_elementwise_modules
 from gradellm_engine.model import loader

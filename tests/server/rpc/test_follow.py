@@ -244,7 +244,7 @@ def test_errors(server: RunningServer, requests: list[pb.FollowRequest], message
 
 
 def test_bytes_that_are_no_message(server: RunningServer) -> None:
-    send = server.channel.stream_stream("/gradellm.v1.ExplainerService/Follow")
+    send: Any = server.channel.stream_stream("/gradellm.v1.ExplainerService/Follow")
     with pytest.raises(grpc.RpcError, match=r"not a valid gradellm\.v1\.FollowRequest"):
         list(send(iter([b"\xff\xff"])))
 

@@ -22,7 +22,8 @@ from gradellm_engine.core.following.agreement import (
 def test_one_token() -> None:
     agreement = Agreement.of(-1.5, math.log(0.25))
     difference = abs(-1.5 - math.log(0.25))
-    assert agreement == Agreement(1, difference, difference, difference**2, pytest.approx(0.75**2 + MIN_DOUBT**2))
+    assert agreement == Agreement(1, difference, difference, difference**2, agreement.doubt)
+    assert agreement.doubt == pytest.approx(0.75**2 + MIN_DOUBT**2)
     assert Agreement.of(math.nan, -1.0) == Agreement()
     assert Agreement.of(0.0, 1e-7).doubt == pytest.approx(MIN_DOUBT**2)  # rounding may put p above 1
 

@@ -31,7 +31,7 @@ from gradellm_engine import (
     Sampling,
     Sources,
 )
-from gradellm_engine.core import pass_timings
+from gradellm_engine.core.scheduling import pass_timings
 from gradellm_engine.methods.gradients.saliency import Saliency
 from gradellm_engine.methods.registry import METHODS
 from gradellm_engine.model.loader import wrap_model

@@ -231,7 +231,7 @@ def test_events_come_while_tokens_come(server: RunningServer, words: Written) ->
     with Client(server.address) as client, client.follow(PROMPT, **KEYWORDS) as following:
         events: Iterator[Event] = iter(following)
         assert next(events).started is not None
-        following.append(*(part[:4] for part in words))
+        following.append(words[0][:4], words[1][:4])
         kinds = [event.attribution is not None for event in (next(events) for _ in range(9))]
         assert sum(kinds) == 4
         following.finish()

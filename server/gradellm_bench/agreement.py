@@ -1,0 +1,184 @@
+"""How far the log-probabilities of another engine agree with ours, by its number format, and with other weights.
+
+    python -m gradellm_bench.agreement --model PATH
+
+The other engine is Transformers' `generate` with the model's weights in each format: computed in it (float32, bfloat16,
+float16), or rounded to it (fp8: e4m3; int8: a scale for each row; int4: a scale for each 128 columns of a row) and
+computed in bfloat16. With `--noise` the weights of one layer have noise of that many of their standard deviations: a
+checkpoint that differs. Its tokens are followed by our engine. The tolerances of `gradellm_engine` are chosen on the
+prompts "boxes" and measured on "notes".
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from gradellm_bench.study.document_chats import document_chat
+from gradellm_engine import (
+    Agreement,
+    AttributionSettings,
+    ChunkAgreement,
+    Engine,
+    FollowSettings,
+    Message,
+    NumberFormat,
+    Prompt,
+    PromptInput,
+    Verdict,
+    method_named,
+)
+
+NUM_TOKENS = 32
+COMPUTED = {
+    NumberFormat.FLOAT32: torch.float32,
+    NumberFormat.FLOAT16: torch.float16,
+}
+GROUP = 128
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One prompt's agreement on the tokens that the other engine wrote, and the verdict."""
+
+    agreement: Agreement
+    verdict: Verdict
+
+
+def rounded(weight: Tensor, number_format: NumberFormat) -> Tensor:
+    """A weight [N, K], rounded to a format; the formats that are computed with leave it as it is."""
+    match number_format:
+        case NumberFormat.FP8:
+            scale = weight.abs().max() / torch.finfo(torch.float8_e4m3fn).max
+            return (weight / scale).to(torch.float8_e4m3fn).to(weight.dtype) * scale
+        case NumberFormat.INT8:
+            scale = weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
+            return (weight / scale).round() * scale
+        case NumberFormat.INT4:
+            group = GROUP if weight.shape[1] % GROUP == 0 else weight.shape[1]
+            groups = weight.reshape(weight.shape[0], -1, group)
+            scale = groups.abs().amax(2, keepdim=True).clamp(min=1e-12) / 7
+            return ((groups / scale).round().clamp(-8, 7) * scale).reshape(weight.shape)
+        case _:
+            return weight
+
+
+def with_noise(weight: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """A weight with normal noise of `share` of its standard deviation."""
+    return weight + share * weight.std() * torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
+
+
+def other_engine(path: str, number_format: NumberFormat, noise: float, layer: int) -> PreTrainedModel:
+    """The model in a format, with noise in one decoder layer where `noise` is above 0."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        if noise:
+            for module in model.get_decoder().layers[layer].modules():
+                if isinstance(module, nn.Linear):
+                    module.weight.copy_(with_noise(module.weight, noise, generator))
+        for module in model.get_decoder().modules():
+            if isinstance(module, nn.Linear):
+                module.weight.copy_(rounded(module.weight, number_format))
+    return model.to(COMPUTED.get(number_format, torch.bfloat16))
+
+
+@torch.inference_mode()
+def write(model: PreTrainedModel, ids: list[int], seed: int) -> tuple[list[int], list[float]]:
+    """What the other engine writes after a prompt, sampled, with log-probabilities."""
+    torch.manual_seed(seed)
+    prompt = torch.tensor([ids])
+    output = model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=NUM_TOKENS,
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        repetition_penalty=1.0,
+        return_dict_in_generate=True,
+        output_logits=True,
+        pad_token_id=0,
+    )
+    written = output.sequences[0, len(ids) :].tolist()
+    logprobs = [
+        float(logits[0].float().log_softmax(-1)[token]) for logits, token in zip(output.logits, written, strict=True)
+    ]
+    return written, logprobs
+
+
+def judge(engine: Engine, prompt: Prompt, written: tuple[list[int], list[float]], declared: NumberFormat) -> Judged:
+    """Follow what the other engine wrote."""
+    settings = FollowSettings(upstream_dtype=declared)
+    request = engine.follow_request(prompt, AttributionSettings(method_named("random").switches()), settings)
+    engine.scheduler.submit(request)
+    engine.scheduler.append(request, *written)
+    engine.scheduler.finish(request)
+    events = []
+    while not request.is_closed:
+        for _ in engine.scheduler.step():
+            events += request.take_events()
+    if request.error is not None:
+        raise request.error
+    last = [event for event in [*events, *request.take_events()] if isinstance(event, ChunkAgreement)][-1]
+    return Judged(last.total, last.verdict)
+
+
+def prompts(engine: Engine, generator: str, count: int) -> Iterator[Prompt]:
+    """Generated prompts: questions about documents, as chats where the model has a template."""
+    for seed in range(count):
+        text = document_chat(generator, seed, ("one", "knowledge")[seed % 2]).text
+        chat = PromptInput(messages=(Message("user", text),))
+        yield engine.tokenize(chat if engine.model.tokenizer.chat_template else PromptInput(prompt=f"{text}\nAnswer:"))
+
+
+def table(rows: Mapping[str, list[Judged]]) -> str:
+    """A line for each kind: quantiles of the noise, and verdicts."""
+    lines = [
+        "| numbers | prompts | noise: median | 90 % | largest | verdicts |",
+        "| --- | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for name, judged in rows.items():
+        noise = sorted(each.agreement.noise for each in judged)
+        verdicts = Counter(each.verdict.value for each in judged)
+        quantiles = [noise[len(noise) // 2], noise[int(0.9 * (len(noise) - 1))], noise[-1]]
+        counted = ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items()))
+        lines.append(f"| {name} | {len(noise)} | {' | '.join(f'{q:.4f}' for q in quantiles)} | {counted} |")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the table of a model."""
+    parser = argparse.ArgumentParser(prog="python -m gradellm_bench.agreement", description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", required=True, metavar="PATH", help="checkpoint folder")
+    parser.add_argument("--dtypes", nargs="+", type=NumberFormat, default=list(NumberFormat), metavar="D")
+    parser.add_argument("--prompts", type=int, default=50, metavar="N", help="default: %(default)s")
+    parser.add_argument("--generator", choices=("boxes", "notes"), default="notes", help="default: %(default)s")
+    parser.add_argument("--noise", type=float, default=0.05, metavar="SHARE", help="default: %(default)s")
+    parser.add_argument("--layer", type=int, default=15, metavar="N", help="with the noise (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    engine = Engine.load(options.model, dtype="float32", max_running=1)
+    rows: dict[str, list[Judged]] = {}
+    for number_format in options.dtypes:
+        for noise in (0.0, options.noise):
+            model = other_engine(options.model, number_format, noise, options.layer)
+            name = f"{number_format}{f', noise of {noise:g}' if noise else ''}"
+            rows[name] = [
+                judge(engine, prompt, write(model, prompt.ids, seed), number_format)
+                for seed, prompt in enumerate(prompts(engine, options.generator, options.prompts))
+            ]
+            print(table({name: rows[name]}).splitlines()[-1], file=sys.stderr)
+    print(table(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
