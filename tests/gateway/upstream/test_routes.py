@@ -12,7 +12,10 @@ import pytest
 
 from gateway.upstream.conftest import in_front_of
 from gradellm import Client, Explanation
+from gradellm_engine import Engine
 from gradellm_gateway.request_body import MAX_BODY_BYTES
+from gradellm_server.observability.call import Call, CallObserver
+from gradellm_server.settings import ServerSettings
 from server.conftest import RunningServer, Serving
 from support.http_calls import MESSAGES, connect, post
 from support.upstream.fake_vllm import CREATED, KEY, MODEL, FakeVllm, data_lines
@@ -94,6 +97,30 @@ def test_only_the_upstream_gets_the_callers_key(vllm: FakeVllm, server: RunningS
         )
     assert status == 200
     assert json.loads(said)["gradellm"]["attributions"]
+
+
+class Traces(CallObserver):
+    """Records the trace of each call."""
+
+    def __init__(self) -> None:
+        self.by_method: dict[str, str] = {}
+
+    def on_end(self, call: Call) -> None:
+        self.by_method[call.method] = call.trace_id
+
+
+def test_the_trace_goes_to_both(vllm: FakeVllm, engine: Engine) -> None:
+    trace_id, traces = "4bf92f3577b34da6a3ce929d0e0e4736", Traces()
+    trace = f"00-{trace_id}-00f067aa0ba902b7-01"
+    headers = {"Traceparent": trace, "Tracestate": "a=b"}
+    explainer = RunningServer(engine, ServerSettings(listen="127.0.0.1:0"), [traces])
+    with in_front_of(vllm.url, explainer.address) as url:
+        vllm.received.clear()
+        assert post(f"{url}/v1/chat/completions", {**BODY, "gradellm": {}}, headers)[0] == 200
+    explainer.close()
+    assert traces.by_method["Follow"] == trace_id
+    (received,) = [each for each in vllm.received if "chat" in each.target]
+    assert (received.header("traceparent"), received.header("tracestate")) == (trace, "a=b")
 
 
 def test_the_upstreams_refusals_are_unchanged(vllm: FakeVllm, url: str) -> None:

@@ -11,12 +11,14 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gateway.upstream.conftest import in_front_of
+from gradellm import Client
 from gradellm_engine import Engine
 from gradellm_server.settings import ServerSettings
 from server.conftest import RunningServer
@@ -150,56 +152,74 @@ def is_empty(chunk: Any, asked: Any) -> bool:
     return not is_asked and bool(choices) and all(each["delta"] == {} and not each["finish_reason"] for each in choices)
 
 
+@dataclass(frozen=True)
+class Explained:
+    """What the gateway said of a choice, and vLLM's ids of it."""
+
+    ids: list[int]
+    rows: dict[int, list[float]]
+    incomplete: Any
+    upstream: Any
+
+
+def of_stream(theirs: list[Any], ours: list[Any], choice: int) -> Explained:
+    said = [each["gradellm"] for each in ours if "gradellm" in each and each["choices"][0]["index"] == choice]
+    parts = [part for each in theirs for part in each["choices"] if part["index"] == choice]
+    rows = [each["attribution"] for each in said if "attribution" in each]
+    return Explained(
+        [one for part in parts for one in part.get("token_ids") or ()],
+        {row["token_index"]: row["scores"] for row in rows},
+        said[-1].get("incomplete"),
+        said[-1]["upstream"],
+    )
+
+
+def check_stream(asked: Any, theirs: list[Any], ours: list[Any]) -> tuple[list[int], list[Explained]]:
+    """Compare the chunks; the prompt's ids, and what was said of each choice."""
+    assert ours.pop() == theirs.pop() == "[DONE]"
+    expected = [without(each, asked) for each in theirs if not is_empty(each, asked)]
+    assert [each for each in ours if "gradellm" not in each] == expected
+    return theirs[0]["prompt_token_ids"], [of_stream(theirs, ours, choice) for choice in range(asked.get("n", 1))]
+
+
+def check_whole(asked: Any, theirs: Any, ours: Any) -> tuple[list[int], list[Explained]]:
+    """Compare the answers; the prompt's ids, and what was said of each choice."""
+    parts = [ours] if asked.get("n", 1) == 1 else ours["choices"]
+    said = [{name: part.pop(name) for name in list(part) if name.startswith("gradellm")} for part in parts]
+    assert ours == without(theirs, asked)
+    explained = [
+        Explained(
+            choice["token_ids"],
+            {row["token_index"]: row["scores"] for row in part["gradellm"]["attributions"]},
+            part.get("gradellm_incomplete"),
+            part["gradellm_upstream"],
+        )
+        for choice, part in zip(theirs["choices"], said, strict=True)
+    ]
+    return theirs["prompt_token_ids"], explained
+
+
 @pytest.mark.parametrize("number", range(len(CHATS)))
-def test_texts_and_fields_are_vllms_own(through: tuple[RecordingProxy, str], number: int) -> None:
+def test_texts_and_fields_are_vllms_own_and_every_token_is_explained(
+    through: tuple[RecordingProxy, str], explainer: RunningServer, number: int
+) -> None:
     proxy, url = through
     asked = CHATS[number]
-    status, _, said = post(f"{url}/v1/chat/completions", {**asked, "gradellm": {"resolution": "word"}})
+    status, _, said = post(f"{url}/v1/chat/completions", {**asked, "gradellm": {}})
     assert status == 200, said
-    recorded = proxy.recorded[-1]
+    recorded = proxy.recorded[-1].body.decode()
     if asked["stream"]:
-        theirs, ours = data_lines(recorded.body.decode()), data_lines(said)
-        expected = [without(each, asked) for each in theirs[:-1] if not is_empty(each, asked)]
-        assert [each for each in ours[:-1] if "gradellm" not in each] == expected
-        assert ours[-1] == theirs[-1] == "[DONE]"
-        objects = {
-            choice: [
-                each["gradellm"] for each in ours[:-1] if "gradellm" in each and each["choices"][0]["index"] == choice
-            ]
-            for choice in range(asked.get("n", 1))
-        }
-        ids = {
-            choice: [
-                one
-                for each in theirs[:-1]
-                for part in each["choices"]
-                if part["index"] == choice
-                for one in part.get("token_ids") or ()
-            ]
-            for choice in objects
-        }
-        rows = {
-            choice: [each["attribution"]["token_index"] for each in said_ if "attribution" in each]
-            for choice, said_ in objects.items()
-        }
-        lacks = [each["incomplete"] for said_ in objects.values() for each in said_ if "incomplete" in each]
-        provenance = [said_[-1]["upstream"] for said_ in objects.values()]
+        prompt_ids, choices = check_stream(asked, data_lines(recorded), data_lines(said))
     else:
-        theirs, ours = json.loads(recorded.body), json.loads(said)
-        parts = [ours] if asked.get("n", 1) == 1 else ours["choices"]
-        explained = [{name: part.pop(name) for name in list(part) if name.startswith("gradellm")} for part in parts]
-        assert ours == without(theirs, asked)
-        ids = {choice: part["token_ids"] for choice, part in enumerate(theirs["choices"])}
-        rows = {
-            choice: [row["token_index"] for row in part["gradellm"]["attributions"]]
-            for choice, part in enumerate(explained)
-        }
-        lacks = [part["gradellm_incomplete"] for part in explained if "gradellm_incomplete" in part]
-        provenance = [part["gradellm_upstream"] for part in explained]
-    assert lacks == []
-    assert rows == {choice: list(range(len(each))) for choice, each in ids.items()}
-    for each in provenance:
-        assert (each["ids"], each["tokenizer"]) == ("upstream", "same")
-        if (compared := each["log_probs"]) is not None:
+        prompt_ids, choices = check_whole(asked, json.loads(recorded), json.loads(said))
+    for choice in choices:
+        assert choice.incomplete is None
+        assert sorted(choice.rows) == list(range(len(choice.ids)))
+        assert (choice.upstream["ids"], choice.upstream["tokenizer"]) == ("upstream", "same")
+        if (compared := choice.upstream["log_probs"]) is not None:
             assert compared["verdict"] in ("same", "unknown")
             assert compared["largest"] < 1e-3
+        with Client(explainer.address) as client:
+            expected = client.attribute(prompt_ids=prompt_ids, completion_ids=choice.ids)
+        for index, scores in enumerate(expected.scores):
+            assert choice.rows[index] == pytest.approx(scores, abs=1e-5)
