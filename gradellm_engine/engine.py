@@ -216,11 +216,10 @@ class Engine:
         at a time, and `max_followed` that follow another engine, with completions of up to `max_new_tokens`; prompts
         are read so that running requests get a token at least every `max_gap` seconds, as far as the model is fast
         enough. The process plans to take `memory_bytes` in all, by default what there is: the KV cache `kv_bytes`,
-        methods over whole completions `method_bytes`, by default a share each of what is free. `threads` are the
-        process's CPU threads, by default as many as it may run at once. `ranks` is the process group of a
-        tensor-parallel model: all load alike, and all but rank 0 call `run_follower`. With `use_graphs`, decode steps
-        are replayed as CUDA graphs (GPU) or launch graphs and traces (CPU). With `batch_invariant`, results do not
-        depend on the batch (`gradellm_engine.layers.batch_invariant`).
+        methods over whole completions `method_bytes`, by default a share each of what is free. `threads` are CPU
+        threads, by default as many as may run at once. `ranks` is the process group of a tensor-parallel model: all
+        but rank 0 call `run_follower`. With `use_graphs`, decode steps are replayed as CUDA graphs (GPU) or launch
+        graphs and traces (CPU). `batch_invariant`: see `gradellm_engine.layers.batch_invariant`.
         """
         _check_counts(threads, max_new_tokens)
         use_threads(threads if threads or ranks is None else ranks.cpus(available_cpus()))

@@ -145,11 +145,14 @@ def test_selected_text_is_a_range(show: Callable[..., Any], url: str) -> None:
 
 
 def test_each_sentence_has_its_documents(tab: Any) -> None:
-    tab.evaluate("""() => {  // the second sentence of this answer has no document
+    tab.evaluate("""() => {  // the second sentence has no document, the third is about a name that none has
       const parse = JSON.parse;
       JSON.parse = (text) => {
         const made = parse(text), found = made.gradellm?.citations;
-        if (found) { window.citations = found; found.push({ ...found[0], documents: [] }); }
+        if (!found) return made;
+        window.citations = found;
+        const none = { ...found[0], documents: [] };
+        found.push(none, { ...none, missing_names: ["Leo"], uncited: found[0].documents });
         return made;
       };
     }""")
@@ -157,7 +160,7 @@ def test_each_sentence_has_its_documents(tab: Any) -> None:
     ask(tab, "What does the soup cost, and who is the cook?", method="grad_ellm, paper")
     cited = tab.evaluate("window.citations[0]")
     sentences = tab.locator("#citations .sentence")
-    assert sentences.count() == 2
+    assert sentences.count() == 3
     assert cited["text"] in sentences.first.inner_text()
     shown = sentences.first.locator("button[data-document]")
     names = shown.evaluate_all("all => all.map(one => one.dataset.document)")
@@ -165,7 +168,8 @@ def test_each_sentence_has_its_documents(tab: Any) -> None:
     width = shown.first.locator(".bar i").evaluate("bar => bar.style.width")
     assert width == f"{100 * cited['documents'][0]['strength_of_strongest']:g}%"
     assert "no document" in sentences.nth(1).inner_text()
-    assert "1 of 2 without a document" in tab.locator("#citations h3").inner_text()
+    assert f"no document has “Leo”; drawn from {names[0]}" in sentences.nth(2).inner_text()
+    assert "2 of 3 without a document" in tab.locator("#citations h3").inner_text()
     shown.first.click()
     assert shown.first.get_attribute("aria-pressed") == "true"
     assert tab.locator('.word[aria-pressed="true"]').all_inner_texts() == cited["text"].split()

@@ -24,6 +24,7 @@ from gradellm_engine import (
     EvaluatedMethod,
     EvaluationItem,
     EvaluationSettings,
+    FollowSettings,
     GradEllm,
     Loosening,
     Magnitude,
@@ -37,7 +38,7 @@ from gradellm_engine import (
 )
 from gradellm_engine.methods.registry import METHODS
 from gradellm_engine.params import Switches
-from support.scheduler_harness import RequestOutput, finish, run
+from support.scheduler_harness import RequestOutput, collect, finish, run
 
 START_SECONDS = 240
 PROMPTS = ("Once upon a time, there was a small red fox", "In a dark wood", "Far, far away. " * 10)
@@ -143,6 +144,27 @@ def cancellation(engine: Engine) -> list[Rows]:
     return [_rows(finish(scheduler, [requests[index] for index in left], [outputs[index] for index in left]))]
 
 
+def followed(engine: Engine) -> list[Rows]:
+    """Completions whose tokens come piece by piece, beside requests that generate; a chunk, a flush and an end."""
+    scheduler, attribution = engine.scheduler, AttributionSettings(chunk_size=4)
+    requests = [engine.follow_request(prompt, attribution, FollowSettings()) for prompt in PROMPTS[:2]]
+    own = engine.generation_request(PROMPTS[2], Sampling(max_new_tokens=12, seed=1, temperature=0.7), attribution)
+    outputs = [RequestOutput() for _ in (*requests, own)]
+    for request in (*requests, own):
+        scheduler.submit(request)
+    ids = engine.tokenize("in a wood by the sea, far away").ids[1:]
+    for first in range(0, len(ids), 3):
+        for request in requests:
+            scheduler.append(request, ids[first : first + 3])
+        if first == 6:
+            scheduler.flush(requests[1])
+        for _ in scheduler.step():
+            collect([*requests, own], outputs)
+    for request in requests:
+        scheduler.finish(request)
+    return [_rows(finish(scheduler, [*requests, own], outputs))]
+
+
 def prefix_sharing(engine: Engine) -> list[Rows]:
     """Prompts with common prefixes, of which all ranks must reuse the same."""
     sampling = Sampling(max_new_tokens=2, temperature=0.0)
@@ -177,6 +199,7 @@ PROGRAMS: dict[str, Callable[[Engine], Any]] = {
         selected_tokens,
         evaluation,
         cancellation,
+        followed,
         prefix_sharing,
         model_info,
         refused_request,

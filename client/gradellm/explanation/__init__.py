@@ -3,6 +3,7 @@
 explanation.py     Explanation, the facade whose methods call the modules below
 queries.py         sums of scores by word, segment, role or message
 citations.py       the documents that each sentence of the answer was drawn from
+naming/            names of a question that no document has
 sentences.py       a text split into sentences
 tracing/           sources through the model's own words
 reasoning.py       blocks of reasoning in a completion

@@ -13,6 +13,8 @@ norm of their row.
 The first median is what a token has from anywhere, by the column's length; the second what the whole answer has from a
 column: some, such as those of the first document, have a high score for every token. Both are the lower of two middle
 values; a single row has no second one. A row's scale cancels out, and the length of the prompt does nearly.
+
+A sentence about names that no document has cites none: `naming.missing`.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from statistics import median_low
 from typing import TYPE_CHECKING, Any
 
 from gradellm.errors import InvalidExplanationError
+from gradellm.explanation.naming.missing import asked_names
 from gradellm.explanation.queries import is_written
 from gradellm.explanation.sentences import Sentence, sentences
 from gradellm.serialization import to_plain
@@ -96,11 +99,16 @@ class Citation:
     end: int
     """One past its last code point."""
     documents: tuple[CitedDocument, ...]
-    """The strongest first. Empty for a sentence that no document stands out for, and for one without attribution."""
+    """The strongest first. Empty for a sentence that no document stands out for, one about names that no document has,
+    and one without attribution."""
     explained_tokens: int
     """Number of its tokens that have an attribution; 0 if nothing is known of its sources."""
     tokens: int
     """Number of its tokens."""
+    missing_names: tuple[str, ...] = ()
+    """Names of the question that the sentence is about, if no document has one of them: none answers the question."""
+    uncited: tuple[CitedDocument, ...] = ()
+    """With missing names: the documents that the sentence was drawn from all the same, the strongest first."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return dicts, lists, texts and numbers, for JSON."""
@@ -117,10 +125,13 @@ class Contribution:
     """For each column the sum of e over the sentence's tokens, where it is above 0."""
 
 
-def citations(explanation: Explanation, *, threshold: float | None = None) -> tuple[Citation, ...]:
+def citations(
+    explanation: Explanation, *, threshold: float | None = None, require_names: bool = True
+) -> tuple[Citation, ...]:
     """Return a citation for each sentence of the answer, in order.
 
     `threshold` is the least strength of a cited document, above 0; by default that of the explanation's settings.
+    `require_names=False` also cites documents for a sentence about names that no document has.
 
     Raises InvalidExplanationError for a prompt without segments, an answer without attribution, or another threshold.
     """
@@ -135,7 +146,9 @@ def citations(explanation: Explanation, *, threshold: float | None = None) -> tu
         if is_written(explanation, column)
     }
     excesses = row_excesses({row.token_index: _scores(row, sizes) for row in explanation.attributions}, sizes)
-    least = default_threshold(explanation) if threshold is None else threshold
+    usual = default_threshold(explanation)
+    least = usual if threshold is None else threshold
+    names = asked_names(explanation, excesses, usual, CONTRAST) if require_names else None
     found = sentences(explanation.text)
     offset = explanation.tokens[0].start if explanation.tokens else 0
     spans = [(token.start - offset, token.end - offset) for token in explanation.tokens]
@@ -144,8 +157,11 @@ def citations(explanation: Explanation, *, threshold: float | None = None) -> tu
         indexes = [explanation.tokens[member].index for member in members]
         explained = [excesses[index] for index in indexes if index in excesses]
         drawn_from = _cited(explanation, documents, contributions(explained, documents), least) if explained else ()
+        missing = names.missing(sentence.text) if names is not None and explained else ()
+        documents_of = ((), drawn_from) if missing else (drawn_from, ())
         start, end = sentence.start + offset, sentence.end + offset
-        cited.append(Citation(sentence.text, start, end, drawn_from, len(explained), len(indexes)))
+        counts = len(explained), len(indexes)
+        cited.append(Citation(sentence.text, start, end, documents_of[0], *counts, missing, documents_of[1]))
     return tuple(cited)
 
 

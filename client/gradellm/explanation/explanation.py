@@ -220,15 +220,16 @@ class Explanation:
         """
         return queries.led_to(self, source)
 
-    def citations(self, *, threshold: float | None = None) -> tuple[Citation, ...]:
+    def citations(self, *, threshold: float | None = None, require_names: bool = True) -> tuple[Citation, ...]:
         """Return the answer's sentences, each with the documents that it was drawn from.
 
-        Documents are the prompt's named segments. A sentence that none stands out for has none. `threshold` is the
-        least strength of a cited document; by default the one that was chosen for the explanation's settings.
+        Documents are the prompt's named segments. A sentence that none stands out for has none, nor has one about names
+        of the question that no document has, unless `require_names` is False. `threshold` is the least strength of a
+        cited document; by default the one that was chosen for the explanation's settings.
         """
         from gradellm.explanation.citations import citations
 
-        return citations(self, threshold=threshold)
+        return citations(self, threshold=threshold, require_names=require_names)
 
     def trace(self, selection: Selection = None, *, by: By = "word") -> Trace:
         """Return where a selection came from, followed through the model's own earlier words back to the prompt.

@@ -16,15 +16,16 @@ are read by their attributes; the openai package is not imported.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from gradellm.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Iterator, Sequence
+    from typing import Unpack
 
-    from gradellm.aio import AsyncClient
-    from gradellm.client import Client
+    from gradellm.following.asynchronous import AsyncFollowing
+    from gradellm.following.synchronous import Following
     from gradellm.models import Event
     from gradellm.wire.keywords import AttributeKeywords, FollowKeywords
 
@@ -32,6 +33,24 @@ __all__ = ["OpenAIItem", "follow_openai", "follow_openai_async"]
 
 _PROMPTS = ("prompt_ids", "messages")
 _FOLLOW_ALONE = ("max_new_tokens", "upstream_dtype", "flush_seconds")
+
+
+class Explainer(Protocol):
+    """The calls of `Client` that are used here."""
+
+    def follow(self, **keywords: Unpack[FollowKeywords]) -> Following: ...
+
+    def attribute_events(self, **keywords: Unpack[AttributeKeywords]) -> Generator[Event, None, None]: ...
+
+
+class AsyncExplainer(Protocol):
+    """The calls of `AsyncClient` that are used here."""
+
+    def follow(self, **keywords: Unpack[FollowKeywords]) -> AsyncFollowing: ...
+
+    def attribute_events(
+        self, **keywords: Unpack[AttributeKeywords]
+    ) -> AsyncGenerator[Event, None]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +111,9 @@ class _Response:
         return cast("AttributeKeywords", {**shared, "completion": self.text})
 
 
-def follow_openai(client: Client, chunks: Iterable[Any], choice: int, keywords: FollowKeywords) -> Iterator[OpenAIItem]:
+def follow_openai(
+    client: Explainer, chunks: Iterable[Any], choice: int, keywords: FollowKeywords
+) -> Iterator[OpenAIItem]:
     """Yield the chunks as they come, and events between them; see `Client.follow_openai`."""
     response, following = _Response(choice, keywords), None
     try:
@@ -119,7 +140,7 @@ def follow_openai(client: Client, chunks: Iterable[Any], choice: int, keywords: 
 
 
 async def follow_openai_async(
-    client: AsyncClient, chunks: AsyncIterable[Any], choice: int, keywords: FollowKeywords
+    client: AsyncExplainer, chunks: AsyncIterable[Any], choice: int, keywords: FollowKeywords
 ) -> AsyncGenerator[OpenAIItem, None]:
     """Yield the chunks as they come, and events between them; see `AsyncClient.follow_openai`."""
     response, following = _Response(choice, keywords), None

@@ -6,7 +6,7 @@ s (1 - p): hardly where the model is certain. From d, the differences, the noise
     noise = sqrt(sum d² / sum ((1 - p)² + MIN_DOUBT²))
 
 which is comparable between prompts. Engines that compute with the same weights differ by the rounding of their numbers;
-`TOLERANCES` has what that amounts to for each format, measured by `python -m gradellm_bench.agreement`.
+`TOLERANCES` has what that amounts to for each format, measured by `python -m gradellm_bench.following.agreement`.
 """
 
 from __future__ import annotations

@@ -11,12 +11,12 @@ from typing import get_args
 
 from gradellm import Client
 from gradellm_bench.capacity.document import BEGIN, put
-from gradellm_bench.study.citation_report import load, passages, table
+from gradellm_bench.study.citation_report import JUDGED_ON, kinds_table, load, passages, table
 from gradellm_bench.study.citations import METHODS, explained, judged
-from gradellm_bench.study.document_chats import Asks, document_chat
+from gradellm_bench.study.document_chats import GENERATORS, MAIN_ASKS, Asks, document_chat
 from gradellm_bench.study.results import ResultsFile
-from gradellm_bench.study.retrieval import GENERATORS
 
+DEFAULT_GENERATORS = ("boxes", "notes")
 ESTIMATE_EVERY = 10  # chats
 
 
@@ -27,19 +27,22 @@ def add_parsers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     run.add_argument("--dtype", default="float32", metavar="D", help="of computation (default: %(default)s)")
     run.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
     run.add_argument("--seeds", type=int, default=200, metavar="N", help="chats of each kind (default: %(default)s)")
-    run.add_argument("--generators", nargs="+", choices=GENERATORS, default=list(GENERATORS), metavar="GENERATOR")
-    run.add_argument("--asks", nargs="+", choices=get_args(Asks), default=list(get_args(Asks)), metavar="ASKS")
+    run.add_argument("--generators", nargs="+", choices=GENERATORS, default=DEFAULT_GENERATORS, metavar="GENERATOR")
+    run.add_argument("--asks", nargs="+", choices=get_args(Asks), default=MAIN_ASKS, metavar="ASKS")
     run.add_argument("--hours", type=float, default=float("inf"), metavar="H", help="end after so long")
     run.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the results")
     run.set_defaults(run=measure)
     tables = commands.add_parser("citations-report", help="print the tables of a folder of results")
     tables.add_argument("folder", type=Path)
     tables.add_argument("--page", type=Path, metavar="FILE", help="put the table between its markers, too")
+    tables.add_argument(
+        "--generator", choices=GENERATORS, default=JUDGED_ON, help="of the judged chats (default: %(default)s)"
+    )
     tables.set_defaults(run=report)
 
 
 def chats(
-    seeds: int, generators: Iterable[str] = tuple(GENERATORS), kinds: Iterable[Asks] = get_args(Asks)
+    seeds: int, generators: Iterable[str] = DEFAULT_GENERATORS, kinds: Iterable[Asks] = MAIN_ASKS
 ) -> Iterator[tuple[str, Asks, int]]:
     """Generator, kind and seed of all chats, so that a run that is ended early has some of each kind."""
     for seed in range(seeds):
@@ -82,11 +85,17 @@ def row_id(generator: str, asks: str, seed: int) -> str:
 
 def report(options: argparse.Namespace) -> int:
     """Print the tables of a folder."""
-    text = table(load(options.folder))
-    print(text)
+    data = load(options.folder)
+    name = f"study {options.folder.resolve().name}"
+    if options.generator != JUDGED_ON:
+        name += f" {options.generator}"
+    for place, text in (
+        (name, table(data, options.generator)),
+        (f"{name} kinds", kinds_table(data, options.generator)),
+    ):
+        print(f"{text}\n")
+        if options.page is not None and BEGIN.format(place) in options.page.read_text():
+            options.page.write_text(put(options.page.read_text(), place, text))
     for (model, method), share in passages(options.folder).items():
         print(f"passage is the fact: {model}, {method}: {share}")
-    name = f"study {options.folder.resolve().name}"
-    if options.page is not None and BEGIN.format(name) in options.page.read_text():
-        options.page.write_text(put(options.page.read_text(), name, text))
     return 0

@@ -1,20 +1,22 @@
 """Tables of the study of citations: precision, recall and "no document", with 95 % intervals.
 
 Precision and recall are over sentences that a document answers, "no document" is the share of other sentences without a
-citation. Thresholds are chosen on the chats of one generator and judged on those of the other.
+citation. Kinds of questions have a table of their own, with and without the rule of missing names. Thresholds are
+chosen on the chats of one generator and judged on those of another.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median_low
-from typing import Any
+from typing import Any, get_args
 
 from gradellm_bench.capacity.report import markdown
 from gradellm_bench.study.citations import NO_DOCUMENT, RESOLUTIONS
+from gradellm_bench.study.document_chats import MAIN_ASKS, Asks
 from gradellm_bench.study.results import read
 
 CHOSEN_ON, JUDGED_ON = "boxes", "notes"
@@ -36,6 +38,7 @@ class JudgedSentence:
         expected: index of the document that it repeats; None for none.
         repeats: whether it has a word of a document that the question lacks.
         strengths: of each document.
+        has_missing_names: whether it is about names that no document has, so that none is cited.
     """
 
     generator: str
@@ -43,6 +46,13 @@ class JudgedSentence:
     expected: int | None
     repeats: bool
     strengths: tuple[float, ...]
+    has_missing_names: bool = False
+
+    def cited(self, threshold: float) -> list[int]:
+        """Indexes of the cited documents."""
+        if self.has_missing_names:
+            return []
+        return [index for index, strength in enumerate(self.strengths) if strength >= threshold]
 
 
 @dataclass(frozen=True)
@@ -81,15 +91,18 @@ def load(folder: Path) -> dict[Key, list[JudgedSentence]]:
             for resolution, methods in row.get("strengths", {}).items():
                 for method, strengths in methods.items():
                     key = (first["settings"]["model"], method, resolution)
-                    found.setdefault(key, []).extend(_sentences(row, strengths))
+                    missing = row.get("missing_names", {}).get(resolution, {}).get(method, [False] * len(strengths))
+                    found.setdefault(key, []).extend(_sentences(row, strengths, missing))
     return found
 
 
-def _sentences(row: Mapping[str, Any], strengths: Sequence[Sequence[float]]) -> Iterator[JudgedSentence]:
-    for sentence, values in zip(row["sentences"], strengths, strict=True):
+def _sentences(
+    row: Mapping[str, Any], strengths: Sequence[Sequence[float]], missing: Sequence[bool]
+) -> Iterator[JudgedSentence]:
+    for sentence, values, has_missing in zip(row["sentences"], strengths, missing, strict=True):
         name = sentence["expected"]
         expected = None if name == NO_DOCUMENT else row["documents"].index(name)
-        yield JudgedSentence(row["generator"], row["asks"], expected, sentence["repeats"], tuple(values))
+        yield JudgedSentence(row["generator"], row["asks"], expected, sentence["repeats"], tuple(values), has_missing)
 
 
 def precision(sentences: Sequence[JudgedSentence], threshold: float) -> Share:
@@ -98,15 +111,14 @@ def precision(sentences: Sequence[JudgedSentence], threshold: float) -> Share:
         index == sentence.expected
         for sentence in sentences
         if sentence.expected is not None
-        for index, strength in enumerate(sentence.strengths)
-        if strength >= threshold
+        for index in sentence.cited(threshold)
     ]
     return Share(sum(cited), len(cited))
 
 
 def recall(sentences: Sequence[JudgedSentence], threshold: float) -> Share:
     """The share of sentences that a document answers whose document is cited."""
-    found = [s.strengths[s.expected] >= threshold for s in sentences if s.expected is not None]
+    found = [s.expected in s.cited(threshold) for s in sentences if s.expected is not None]
     return Share(sum(found), len(found))
 
 
@@ -115,7 +127,17 @@ def no_document(sentences: Sequence[JudgedSentence], threshold: float, *, repeat
 
     With `repeats` of those that have a document's words, which a citation is right for, in a way; else of the others.
     """
-    silent = [max(s.strengths) < threshold for s in sentences if s.expected is None and s.repeats == repeats]
+    silent = [not s.cited(threshold) for s in sentences if s.expected is None and s.repeats == repeats]
+    return Share(sum(silent), len(silent))
+
+
+def unanswered(sentences: Sequence[JudgedSentence], threshold: float, *, by_strength: bool = False) -> Share:
+    """The share of sentences without a citation, of all sentences that no document answers.
+
+    With `by_strength` without the rule of missing names.
+    """
+    asked = [replace(s, has_missing_names=s.has_missing_names and not by_strength) for s in sentences]
+    silent = [not s.cited(threshold) for s in asked if s.expected is None]
     return Share(sum(silent), len(silent))
 
 
@@ -138,7 +160,7 @@ def chosen_thresholds(data: Mapping[Key, list[JudgedSentence]]) -> dict[tuple[st
     """For each method and resolution the threshold that is best on all models' chats of the first generator."""
     pooled: dict[tuple[str, str], list[JudgedSentence]] = {}
     for (_, method, resolution), sentences in data.items():
-        pooled.setdefault((method, resolution), []).extend(_of(sentences, CHOSEN_ON))
+        pooled.setdefault((method, resolution), []).extend(_of(sentences, CHOSEN_ON, MAIN_ASKS))
     return {key: best_threshold(sentences) for key, sentences in pooled.items()}
 
 
@@ -149,7 +171,7 @@ def table(data: Mapping[Key, list[JudgedSentence]], generator: str = JUDGED_ON) 
     lines = []
     order = sorted(data, key=lambda key: (RESOLUTIONS.index(key[2]), key[1], key[0]))
     for model, method, resolution in order:
-        judged, threshold = _of(data[model, method, resolution], generator), thresholds[method, resolution]
+        judged, threshold = _of(data[model, method, resolution], generator, MAIN_ASKS), thresholds[method, resolution]
         found = recall(judged, threshold)
         shares = (
             precision(judged, threshold),
@@ -158,6 +180,24 @@ def table(data: Mapping[Key, list[JudgedSentence]], generator: str = JUDGED_ON) 
             no_document(judged, threshold, repeats=True),
         )
         lines.append([resolution, method, f"{threshold:.2f}", model, str(found.of), *map(str, shares)])
+    return markdown(header, lines)
+
+
+def kinds_table(data: Mapping[Key, list[JudgedSentence]], generator: str = JUDGED_ON) -> str:
+    """For resolution word, a row for each method, model and kind of question."""
+    thresholds = chosen_thresholds(data)
+    header = ["method", "model", "asks", "n", "precision", "recall", "others", "no document", "by strength alone"]
+    lines = []
+    for model, method, resolution in sorted(data, key=lambda key: (key[1], key[0])):
+        for asks in get_args(Asks):
+            judged = _of(data[model, method, resolution], generator, (asks,))
+            if resolution != "word" or not judged:
+                continue
+            threshold = thresholds[method, resolution]
+            found, silent = recall(judged, threshold), unanswered(judged, threshold)
+            shares = [precision(judged, threshold), found, silent.of, silent]
+            shares.append(unanswered(judged, threshold, by_strength=True))
+            lines.append([method, model, asks, str(found.of), *map(str, shares)])
     return markdown(header, lines)
 
 
@@ -173,5 +213,5 @@ def passages(folder: Path) -> dict[tuple[str, str], Share]:
     return {key: Share(sum(right), len(right)) for key, right in found.items()}
 
 
-def _of(sentences: Sequence[JudgedSentence], generator: str) -> list[JudgedSentence]:
-    return [sentence for sentence in sentences if sentence.generator == generator]
+def _of(sentences: Sequence[JudgedSentence], generator: str, kinds: Collection[str]) -> list[JudgedSentence]:
+    return [sentence for sentence in sentences if sentence.generator == generator and sentence.asks in kinds]

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from gradellm import Client, Explanation
-from gradellm.explanation.citations import Citation, citations
+from gradellm.explanation.citations import Citation, CitedDocument, citations
 from gradellm.models import Attribution, Source
 from gradellm.wire.keywords import AttributionKeywords
 from gradellm_bench.study.document_chats import DocumentChat
@@ -74,11 +74,13 @@ def judged(chat: DocumentChat, explanations: Mapping[str, Explanation]) -> dict[
         sentences: of each judged one `expected`, the document's name or NO_DOCUMENT, and whether it `repeats` a
             document's words.
         strengths: by resolution and method, for each judged sentence the strength of each document.
+        missing_names: by resolution and method, for each judged sentence whether it is about names that no document
+            has, so that none is cited. Rows of older runs lack it.
         passages: by method, for each sentence with an expected document whether the passage is the fact; None where
             the document has no passage.
     """
     names = list(chat.documents)
-    row: dict[str, Any] = {"sentences": [], "strengths": {}, "passages": {}}
+    row: dict[str, Any] = {"sentences": [], "strengths": {}, "missing_names": {}, "passages": {}}
     for method, explanation in explanations.items():
         cited = citations(explanation, threshold=EVERYTHING)
         expected = dict(_expected(chat, cited))
@@ -90,16 +92,24 @@ def judged(chat: DocumentChat, explanations: Mapping[str, Explanation]) -> dict[
         ]
         for resolution in RESOLUTIONS:
             coarse = citations(coarser(explanation, resolution), threshold=EVERYTHING)
-            strengths = [{d.name: d.strength for d in coarse[index].documents} for index in expected]
+            strengths = [{d.name: d.strength for d in drawn_from(coarse[index])} for index in expected]
             row["strengths"].setdefault(resolution, {})[method] = [
                 [round(found.get(name, 0.0), 3) for name in names] for found in strengths
+            ]
+            row["missing_names"].setdefault(resolution, {})[method] = [
+                bool(coarse[index].missing_names) for index in expected
             ]
     return row
 
 
+def drawn_from(citation: Citation) -> tuple[CitedDocument, ...]:
+    """The documents that a sentence was drawn from, whether or not they have the names that it is about."""
+    return citation.documents or citation.uncited
+
+
 def _expected(chat: DocumentChat, cited: tuple[Citation, ...]) -> Iterator[tuple[int, str]]:
     """Indexes of the judged sentences, with the name of the expected document or NO_DOCUMENT."""
-    if chat.asks == "one":
+    if chat.asks in ("one", "instructed"):
         for index, sentence in enumerate(cited):
             if _names(chat.expected[0].word, sentence.text):
                 yield index, chat.expected[0].document
@@ -132,7 +142,7 @@ def _words(text: str) -> set[str]:
 
 def _is_fact(chat: DocumentChat, citation: Citation, name: str) -> bool | None:
     """Whether the passage of a document is the sentence that states its fact."""
-    passage = next((document.passage for document in citation.documents if document.name == name), None)
+    passage = next((document.passage for document in drawn_from(citation) if document.name == name), None)
     if passage is None:
         return None
     start, end = next(answer.fact for answer in chat.expected if answer.document == name)

@@ -4,7 +4,10 @@ A document is one fact of `retrieval` and one to three sentences about other thi
 of the same kind, so that a wrong one looks like the right one. A question is about one document, about two of them,
 about a subject that no document names, or about what a model knows without documents. Small models do not answer two
 questions at once, so that the answer of those is given: a sentence for each, in words other than the document's, and a
-last one that no document has.
+last one that no document has. Two more kinds try the rule of missing names: the second of two questions is about a
+subject that no document names, and a question stands among names that no document has.
+
+The generators are those of `retrieval` and "synonyms", whose questions share no content word with the documents.
 """
 
 from __future__ import annotations
@@ -13,9 +16,11 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
-from gradellm_bench.study.retrieval import DISTRACTORS, GENERATORS, Span
+from gradellm_bench.study import retrieval
+from gradellm_bench.study.retrieval import ANIMALS, CITIES, COLOURS, DISTRACTORS, Kind, Span
 
-Asks = Literal["one", "two", "absent", "knowledge"]
+Asks = Literal["one", "two", "absent", "knowledge", "mixed", "instructed"]
+MAIN_ASKS: tuple[Asks, ...] = ("one", "two", "absent", "knowledge")
 NUM_DOCUMENTS = 3
 KNOWLEDGE = (
     ("What is the capital of France?", "Paris"), ("What is the capital of Italy?", "Rome"),
@@ -27,7 +32,26 @@ KNOWLEDGE = (
     ("What is two plus two?", "four"), ("Which ocean is the largest?", "Pacific"),
     ("What is the frozen form of water called?", "ice"), ("Who painted the Mona Lisa?", "Leonardo"),
 )  # fmt: skip
+SYNONYMS = {
+    "physician": "doctor", "attorney": "lawyer", "constable": "policeman", "author": "writer", "aviator": "pilot",
+    "chef": "cook", "vicar": "priest", "kid": "child", "instructor": "teacher", "merchant": "trader",
+    "janitor": "cleaner", "seaman": "sailor",
+}  # fmt: skip
+"""How questions name the subjects of facts."""
+GENERATORS: dict[str, tuple[Kind, ...]] = {
+    **retrieval.GENERATORS,
+    "synonyms": (
+        Kind("The {subject} owns a {answer}.", "Which animal belongs to the {subject}?", tuple(SYNONYMS), ANIMALS),
+        Kind("The {subject} dwells in {answer}.", "In which city is the {subject}'s home?", tuple(SYNONYMS), CITIES),
+        Kind(
+            "The {subject} drives a {answer} van.", "What colour is the car of the {subject}?", tuple(SYNONYMS), COLOURS
+        ),
+    ),
+}
 INSTRUCTION = "Answer with a full sentence."
+DRAWN_AS: dict[Asks, Asks] = {"mixed": "two", "instructed": "one"}
+"""Kinds with the documents and the questions of another."""
+INSTRUCTED = "My name is Peter. {question} Answer in English with a full sentence."
 STATEMENTS = {
     "{subject}'s box is {answer}.": "The colour of {subject}'s box is {answer}.",
     "{subject} lives in {answer}.": "The home of {subject} is in {answer}.",
@@ -35,6 +59,9 @@ STATEMENTS = {
     "In the morning {subject} bought some {answer}.": "The shopping of {subject} was {answer}.",
     "The key of {subject} lies in the {answer}.": "The place of {subject}'s key is the {answer}.",
     "For the trip {subject} wore a {answer} coat.": "The coat of {subject} was {answer}.",
+    "The {subject} owns a {answer}.": "The animal of the {subject} is a {answer}.",
+    "The {subject} dwells in {answer}.": "The home of the {subject} is in {answer}.",
+    "The {subject} drives a {answer} van.": "The car of the {subject} is {answer}.",
 }
 """Sentences of a given answer, by the facts that they repeat in other words."""
 CLOSINGS = ("I hope this helps you.", "Let me know if you have more questions.", "Have a nice day!")
@@ -60,7 +87,8 @@ class DocumentChat:
     """A chat of one user message.
 
     Attributes:
-        asks: about one document, two of them, a subject that none names, or common knowledge.
+        asks: about one document, two of them, a subject that none names, or common knowledge; "mixed": one document and
+            a subject that none names; "instructed": one document, among names that none has.
         text: the message.
         documents: spans of the documents in `text` by name, in code points.
         expected: for each question that a document answers, its answer.
@@ -80,11 +108,12 @@ def document_chat(generator: str, seed: int, asks: Asks) -> DocumentChat:
     """One chat, a pure function of its arguments.
 
     Args:
-        generator: a name of `retrieval.GENERATORS`.
+        generator: a name of GENERATORS.
         seed: of all choices.
         asks: what the question is about.
     """
-    draw = random.Random(f"documents {generator} {seed} {asks}")  # noqa: S311
+    drawn_as = DRAWN_AS.get(asks, asks)
+    draw = random.Random(f"documents {generator} {seed} {drawn_as}")  # noqa: S311
     kind = draw.choice(GENERATORS[generator])
     *subjects, absent = draw.sample(kind.subjects, NUM_DOCUMENTS + 1)
     answers = draw.sample(kind.answers, NUM_DOCUMENTS)
@@ -100,14 +129,20 @@ def document_chat(generator: str, seed: int, asks: Asks) -> DocumentChat:
         start = len(text) + document.index(fact)
         facts.append(Expected(answer, name, (start, start + len(fact))))
         text += f"{document}\n\n"
-    asked = draw.sample(range(NUM_DOCUMENTS), {"one": 1, "two": 2}.get(asks, 0))
+    asked = draw.sample(range(NUM_DOCUMENTS), {"one": 1, "two": 2}.get(drawn_as, 0))
+    named = [subjects[i] for i in asked] or [absent]
+    if asks == "mixed":
+        named[1] = next(name for name in kind.subjects if name not in subjects)
+    named = [SYNONYMS.get(name, name) for name in named]
+    questions = [kind.question.format(subject=name) for name in named]
     if asks == "knowledge":
         questions = [draw.choice(KNOWLEDGE)[0]]
-    else:
-        questions = [kind.question.format(subject=subject) for subject in [subjects[i] for i in asked] or [absent]]
     completion = ""
-    if asks == "two":
-        repeated = [STATEMENTS[kind.fact].format(subject=subjects[i], answer=answers[i]) for i in asked]
+    if drawn_as == "two":
+        statement = STATEMENTS[kind.fact]
+        repeated = [statement.format(subject=name, answer=answers[i]) for name, i in zip(named, asked, strict=True)]
         completion = " ".join([*repeated, draw.choice(CLOSINGS)])
-    text += f"{' '.join(questions)} {INSTRUCTION}"
-    return DocumentChat(asks, text, documents, tuple(facts[i] for i in asked), tuple(answers), completion)
+    request = INSTRUCTED if asks == "instructed" else f"{{question}} {INSTRUCTION}"
+    text += request.format(question=" ".join(questions))
+    expected = asked[:1] if asks == "mixed" else asked
+    return DocumentChat(asks, text, documents, tuple(facts[i] for i in expected), tuple(answers), completion)

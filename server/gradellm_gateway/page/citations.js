@@ -24,10 +24,18 @@ function listOf(answer) {
     const row = element("li", "sentence");
     row.append(button(answer, i, null, ...quoted(shorten(citation.text, 120))));
     for (const document of citation.documents) row.append(citedDocument(answer, i, document));
-    if (!citation.documents.length) row.append(element("p", "none", citation.explained_tokens ? "no document" : "not explained"));
+    if (!citation.documents.length) row.append(element("p", "none", withoutDocument(citation)));
     list.append(row);
   });
   return list;
+}
+
+/** Why a sentence has no citation. */
+function withoutDocument({ explained_tokens: explained, missing_names: names = [], uncited = [] }) {
+  if (!explained) return "not explained";
+  if (!names.length) return "no document";
+  const drawnFrom = uncited.map(({ name }) => name).join(", ");
+  return `no document has ${names.map((name) => `“${name}”`).join(", ")}${drawnFrom ? `; drawn from ${drawnFrom}` : ""}`;
 }
 
 function citedDocument(answer, i, { name, share, strength, strength_of_strongest: length, passage }) {

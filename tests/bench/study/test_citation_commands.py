@@ -48,9 +48,13 @@ def test_a_run_is_continued_and_reported(model: Path, tmp_path: Path, capsys: py
     before = path.read_text()
     assert main(command) == 0
     assert path.read_text() == before
-    page.write_text("<!-- begin: study citations -->\n<!-- end: study citations -->\n")
+    names = ("citations", "citations kinds", "citations boxes kinds")
+    page.write_text("".join(f"<!-- begin: study {name} -->\n<!-- end: study {name} -->\n" for name in names))
     assert main(["citations-report", str(out), "--page", str(page)]) == 0
     assert f"| token | {METHODS[1]} | " in page.read_text()
+    assert page.read_text().count(f"| {METHODS[1]} | {path.stem} | two | 2 |") == 1
+    assert main(["citations-report", str(out), "--generator", "boxes", "--page", str(page)]) == 0
+    assert page.read_text().count(f"| {METHODS[1]} | {path.stem} | two | 2 |") == 2
     assert f"passage is the fact: {path.stem}, {METHODS[0]}: " in capsys.readouterr().out
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from client.explanation.cited import ANSWER, HIGH, answered
+from client.explanation.cited import ANSWER, HIGH, answered, asked
 from gradellm.explanation.citations import citations
 from gradellm_bench.study.citations import NO_DOCUMENT, RESOLUTIONS, coarser, is_right, judged, repeats
 from gradellm_bench.study.document_chats import DocumentChat, Expected
@@ -33,6 +33,16 @@ def test_sentences_are_judged_by_the_documents_of_their_answers() -> None:
         assert menu[0] > menu[1]
         assert hours[1] > hours[0]
         assert none == [0.0, 0.0]
+
+
+def test_missing_names_are_told_beside_strengths() -> None:
+    before, row = (judged(CHAT, {"paper": asked(q, {1: {"Leo": 9.0}})}) for q in ("Leo", "What has Leo ?"))
+    assert before["missing_names"]["token"] == {"paper": [False] * 3}
+    assert row["missing_names"]["token"] == {"paper": [True] * 3}
+    assert row["passages"] == {"paper": [True, True]}
+    menu, hours, _ = row["strengths"]["token"]["paper"]
+    assert menu[0] > menu[1]
+    assert hours[1] > hours[0]
 
 
 def test_of_one_question_the_first_sentence_with_the_answer_is_judged() -> None:

@@ -73,3 +73,25 @@ HIGH = {
     6: {column("hours", " open"): 4.0},
     8: {column("hours", " nine."): 8.0},
 }
+
+
+def asked(question: str, high: dict[int, dict[str, float]]) -> Explanation:
+    """The explanation of HIGH with another question, a token a word; `high` has scores of its words by token."""
+    loaded = answered(HIGH)
+    last = next(i for i, token in enumerate(loaded.prompt_tokens) if token.text == "What")
+    tokens, text = list(loaded.prompt_tokens[:last]), loaded.prompt_text[: loaded.prompt_text.index("What")]
+    columns = {}
+    for word in question.split():
+        columns[word] = len(tokens)
+        tokens.append(
+            PromptToken(0, f"{word} ", len(text), len(text) + len(word) + 1, "user", 0, "", False, len(tokens))
+        )
+        text += f"{word} "
+    rows = []
+    for row in loaded.attributions:
+        scores = [*row.scores[:last], *[LOW] * len(columns)]
+        for word, score in high.get(row.token_index, {}).items():
+            scores[columns[word]] = score
+        rows.append(Attribution(row.token_index, tuple(scores), (), 0, None))
+    started = replace(loaded.started, prompt_text=text, prompt_tokens=tuple(tokens))
+    return Explanation(started, loaded.tokens, tuple(rows), None)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable
 
+    from gradellm.explanation.citations import Citation
     from gradellm.models import Event
     from gradellm.wire.keywords import GenerateKeywords
 
@@ -212,5 +213,14 @@ def _citations(explanation: Explanation, *, as_json: bool) -> str:
             passage = "" if document.passage is None else f": {isolated(visible(document.passage.text))}"
             lines.append(f"  {visible(document.name)} ({document.share:.0%}){passage}")
         if not sentence.documents:
-            lines.append("  no document" if sentence.explained_tokens else "  not explained")
+            lines.append(f"  {_no_document(sentence)}" if sentence.explained_tokens else "  not explained")
     return "".join(f"{line}\n" for line in lines)
+
+
+def _no_document(sentence: Citation) -> str:
+    """Return why a sentence has no citation."""
+    if not sentence.missing_names:
+        return "no document"
+    names = ", ".join(map(visible, sentence.missing_names))
+    drawn_from = ", ".join(visible(document.name) for document in sentence.uncited)
+    return f"no document has {names}" + (f"; drawn from {drawn_from}" if drawn_from else "")

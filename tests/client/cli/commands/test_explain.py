@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from client.explanation.cited import HIGH, answered
+from client.explanation.cited import HIGH, answered, asked
 from gradellm import Explanation
 from gradellm.cli import main
 from gradellm.cli.commands import explain
@@ -184,3 +184,16 @@ def test_citations_are_printed(capsys: Out) -> None:
         "  not explained",
     ]
     assert json.loads(f"[{plain}") == [sentence.to_dict() for sentence in loaded.citations()]
+
+
+def test_a_sentence_without_citation_says_why(capsys: Out) -> None:
+    loaded = asked("What is the soup of Leo ?", {1: {"Leo": 9.0}})
+    explain.show(loaded.events(), argparse.Namespace(citations=True, format=None))
+    assert capsys.readouterr().out.splitlines() == [
+        "The soup costs five coins.",
+        "  no document has Leo; drawn from menu",
+        "We open at nine.",
+        "  no document has Leo; drawn from hours",
+        "Have a nice day.",
+        "  no document has Leo",
+    ]

@@ -1,6 +1,6 @@
 """How far the log-probabilities of another engine agree with ours, by its number format, and with other weights.
 
-    python -m gradellm_bench.agreement --model PATH
+    python -m gradellm_bench.following.agreement --model PATH
 
 The other engine is Transformers' `generate` with the model's weights in each format: computed in it (float32, bfloat16,
 float16), or rounded to it (fp8: e4m3; int8: a scale for each row; int4: a scale for each 128 columns of a row) and
@@ -157,7 +157,9 @@ def table(rows: Mapping[str, list[Judged]]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the table of a model."""
-    parser = argparse.ArgumentParser(prog="python -m gradellm_bench.agreement", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m gradellm_bench.following.agreement", description=__doc__.partition("\n")[0]
+    )
     parser.add_argument("--model", required=True, metavar="PATH", help="checkpoint folder")
     parser.add_argument("--dtypes", nargs="+", type=NumberFormat, default=list(NumberFormat), metavar="D")
     parser.add_argument("--prompts", type=int, default=50, metavar="N", help="default: %(default)s")

@@ -1,0 +1,1 @@
+"""Names of a question that no document has."""
