@@ -19,6 +19,7 @@ __all__ = ["Timeouts", "Upstream", "UpstreamError", "UpstreamResponse"]
 
 _CONNECTIONS = 1024  # at once; the gateway limits its own callers' connections
 _KEEP_ALIVE_SECONDS = 2.0  # less than what servers close idle connections after: uvicorn after 5 s
+_OWN_SECONDS = 30.0  # that an answer to a request of the gateway's own may take to begin
 _MAX_JSON_BYTES = 8 << 20
 
 
@@ -106,15 +107,7 @@ class Upstream:
             raise InvalidRequestError.of("upstream", "must be http://HOST:PORT/v1, or https")
         if self._url.userinfo:
             raise InvalidRequestError.of("upstream", "must have no user and password; callers send their own key")
-        timeouts = timeouts or Timeouts()
-        self._extensions = {
-            "timeout": {
-                "connect": timeouts.connect,
-                "read": timeouts.idle,
-                "write": timeouts.idle,
-                "pool": timeouts.connect,
-            }
-        }
+        self._timeouts = timeouts or Timeouts()
         self._token = token
         self.address = str(self._url)
         self.host: bytes = self._url.netloc
@@ -131,14 +124,22 @@ class Upstream:
 
     @asynccontextmanager
     async def send(
-        self, method: str, target: bytes, headers: Headers, content: bytes | AsyncIterator[bytes] = b""
+        self,
+        method: str,
+        target: bytes,
+        headers: Headers,
+        content: bytes | AsyncIterator[bytes] = b"",
+        *,
+        idle_seconds: float | None = None,
     ) -> AsyncIterator[UpstreamResponse]:
         """Send a request to a path below the base URL, with its query; leaving the context closes the answer.
 
-        Raises UpstreamError if no answer begins.
+        `idle_seconds` is by default that of the timeouts. Raises UpstreamError if no answer begins.
         """
         stream = httpx2.ByteStream(content) if isinstance(content, bytes) else _Body(content)
-        extensions = {**self._extensions, "target": self._path + target}
+        connect, idle = self._timeouts.connect, idle_seconds or self._timeouts.idle
+        timeout = {"connect": connect, "read": idle, "write": idle, "pool": connect}
+        extensions = {"timeout": timeout, "target": self._path + target}
         request = httpx2.Request(method, self._url, headers=headers, stream=stream, extensions=extensions)
         with _failures(self.address):
             response = await self._transport.handle_async_request(request)
@@ -160,7 +161,10 @@ class Upstream:
             sent += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
         if headers is None and self._token is not None:
             headers = [(b"authorization", b"Bearer " + self._token.encode())]
-        async with self.send(method, target.encode(), [*sent, *(headers or [])], content) as response:
+        sent += headers or []
+        async with self.send(
+            method, target.encode(), sent, content, idle_seconds=min(_OWN_SECONDS, self._timeouts.idle)
+        ) as response:
             return response.status, await response.json()
 
     def beside(self) -> Upstream:

@@ -43,7 +43,7 @@ MAX_ANSWER_BYTES = 32 << 20
 """Of an answer that is not streamed; larger ones are passed on without an explanation."""
 _MAX_INLINE_BYTES = 1 << 20  # of JSON that is parsed without a thread of its own
 _HEAD = ("id", "object", "created", "model")
-_MAX_QUEUED = 256  # events for a caller who reads more slowly than they come
+_MAX_QUEUED = 16  # events for a caller who reads more slowly than they come; each has at most 8 MiB
 
 
 @dataclass(frozen=True)
