@@ -17,7 +17,7 @@ from gradellm_gateway.chat import ChatRequest, Completion
 from gradellm_gateway.documents import CitedDocuments
 from gradellm_gateway.event_objects import citation_objects
 from server.conftest import RunningServer
-from support.http_calls import MESSAGES, post
+from support.http.calls import MESSAGES, post
 
 
 def undisturbed(server: RunningServer, **keywords: Any) -> Explanation:

@@ -13,7 +13,7 @@ from gradellm import InvalidRequestError
 from gradellm.pictures.chips import canvas
 from gradellm.pictures.document import canvas_document, picture_document
 from gradellm_gateway.picture_request import PictureRequest
-from support.http_calls import post
+from support.http.calls import post
 
 
 def plain(**changes: Any) -> dict[str, Any]:

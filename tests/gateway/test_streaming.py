@@ -9,7 +9,7 @@ import pytest
 
 from gateway.conftest import running
 from server.conftest import Serving
-from support.http_calls import MESSAGES, connect
+from support.http.calls import MESSAGES, connect
 
 
 @pytest.mark.parametrize("stream", [True, False])

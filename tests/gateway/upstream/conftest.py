@@ -18,7 +18,7 @@ from gradellm_gateway.upstream.connection import Timeouts, Upstream
 from gradellm_gateway.upstream.followed_answer import FollowSettings
 from gradellm_gateway.upstream.routes import UpstreamRoutes
 from server.conftest import RunningServer
-from support.http_calls import send
+from support.http.calls import send
 from support.upstream.fake_vllm import FakeVllm
 
 __all__ = ["server", "serving"]

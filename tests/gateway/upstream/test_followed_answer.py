@@ -13,9 +13,9 @@ import pytest
 from gateway.upstream.conftest import in_front_of
 from gradellm_gateway.upstream import followed_answer
 from server.conftest import RunningServer
-from support.http_calls import MESSAGES, post
+from support.http.calls import MESSAGES, post
+from support.http.server import Received, Reply
 from support.upstream.fake_vllm import FakeVllm, data_lines
-from support.upstream.http_server import Received, Reply
 
 BODY: dict[str, Any] = {"model": "any", "messages": MESSAGES, "max_tokens": 4, "temperature": 0, "gradellm": {}}
 Script = Callable[[Received, Reply], Awaitable[None]]

@@ -13,9 +13,9 @@ import pytest
 
 from gateway.upstream.conftest import in_front_of
 from server.conftest import RunningServer
-from support.http_calls import MESSAGES, connect, post, send
+from support.http.calls import MESSAGES, connect, post, send
+from support.http.server import HttpServer, Received, Reply
 from support.upstream.fake_vllm import KEY, FakeVllm
-from support.upstream.http_server import HttpServer, Received, Reply
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from gradellm_gateway.request_body import MAX_BODY_BYTES
 from gradellm_server.observability.call import Call, CallObserver
 from gradellm_server.settings import ServerSettings
 from server.conftest import RunningServer, Serving
-from support.http_calls import MESSAGES, connect, post
+from support.http.calls import MESSAGES, connect, post
 from support.upstream.fake_vllm import CREATED, KEY, MODEL, FakeVllm, data_lines
 
 BODY: dict[str, Any] = {"model": "any", "messages": MESSAGES, "max_tokens": 5, "temperature": 0}

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from gradellm import AsyncClient, GradellmError, Token
-from support.upstream.http_server import HttpServer, Received, Reply
+from support.http.server import HttpServer, Received, Reply
 
 MODEL = "models/tiny"
 CREATED = 1_796_100_209

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import httpx2
 
-from support.upstream.http_server import HttpServer, Received, Reply
+from support.http.server import HttpServer, Received, Reply
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import openai
 import pytest
 
-from support.http_calls import post
+from support.http.calls import post
 from support.upstream.fake_vllm import FakeVllm
 
 QUESTION = "Clara sang because she had got a card. Why did Clara sing?"

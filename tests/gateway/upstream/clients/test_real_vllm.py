@@ -22,7 +22,7 @@ from gradellm import Client
 from gradellm_engine import Engine
 from gradellm_server.settings import ServerSettings
 from server.conftest import RunningServer
-from support.http_calls import post
+from support.http.calls import post
 from support.upstream.fake_vllm import data_lines
 from support.upstream.recording_proxy import RecordingProxy
 
