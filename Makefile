@@ -10,8 +10,8 @@ BUF := $(TOOLS)/buf-$(BUF_VERSION)/node_modules/.bin/buf
 GRPC_FLOOR := 1.75.1
 PROTOC := $(TOOLS)/protoc-$(GRPC_FLOOR)/bin/python
 # npm packages for tests: a gRPC client of another language, and an accessibility checker.
-NODE_TOOLS := $(TOOLS)/node-1
-NODE_PACKAGES := @grpc/grpc-js@1.14.7 @grpc/proto-loader@0.8.1 axe-core@4.14.1
+NODE_TOOLS := $(TOOLS)/node-2
+NODE_PACKAGES := @grpc/grpc-js@1.14.7 @grpc/proto-loader@0.8.1 axe-core@4.14.1 openai@7.59.0
 # A policy scanner with many dependencies of its own.
 CHECKOV_VERSION := 3.3.30
 CHECKOV := $(TOOLS)/checkov-$(CHECKOV_VERSION)/bin/checkov

@@ -26,7 +26,7 @@ from gradellm.transport.session import Session
 from gradellm.v1 import explainer_pb2_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
     from types import TracebackType
     from typing import Self, Unpack
 
@@ -221,6 +221,13 @@ class AsyncClient:
         _ = self._stubs  # made before the copy, so that both clients share the connections
         client = copy.copy(self)
         client._session = self._session.with_token(token)
+        return client
+
+    def with_metadata(self, metadata: Iterable[tuple[str, str]]) -> Self:
+        """Return a client whose calls have more gRPC metadata, as `Client.with_metadata` does."""
+        _ = self._stubs  # made before the copy, so that both clients share the connections
+        client = copy.copy(self)
+        client._session = self._session.with_metadata(metadata)
         return client
 
     async def close(self) -> None:

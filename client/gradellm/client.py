@@ -275,6 +275,15 @@ class Client:
         client._session = self._session.with_token(token)
         return client
 
+    def with_metadata(self, metadata: Iterable[tuple[str, str]]) -> Self:
+        """Return a client whose calls have more gRPC metadata, such as a `traceparent`; it shares the connections.
+
+        It is closed with this client and need not be closed itself.
+        """
+        client = copy.copy(self)
+        client._session = self._session.with_metadata(metadata)
+        return client
+
     def close(self) -> None:
         """Cancel running calls, close the connections, and stop the local server, if any."""
         self._closing.set()

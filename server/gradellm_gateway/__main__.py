@@ -5,11 +5,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import re
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from gradellm.transport.credentials import is_local
+
+if TYPE_CHECKING:
+    from gradellm import AsyncClient
+    from gradellm_gateway.upstream.routes import UpstreamRoutes
 
 EXIT_USAGE, EXIT_FAILED = 2, 3  # the latter is uvicorn's, which has logged the reason
 EXAMPLES = """\
@@ -17,6 +23,10 @@ examples:
   gradellm serve --model PATH &
   gradellm gateway --target localhost:50051
   then open http://127.0.0.1:8080, or point an OpenAI client at http://127.0.0.1:8080/v1
+
+  in front of another engine with the same model, whose answers are explained:
+  vllm serve PATH --port 8000 &
+  gradellm gateway --upstream http://localhost:8000/v1 --target localhost:50051
 """
 
 
@@ -24,39 +34,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until SIGINT or SIGTERM; the exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    if missing := [name for name in ("starlette", "uvicorn") if importlib.util.find_spec(name) is None]:
+    if missing := [name for name in ("httpx2", "starlette", "uvicorn") if importlib.util.find_spec(name) is None]:
         parser.error(f"the gateway needs {' and '.join(missing)}: pip install 'gradellm[gateway]'")
-    host, _, port = options.listen.rpartition(":")
-    if not host or not port.isdecimal() or not 0 <= int(port) < 1 << 16:
-        parser.error(f"--listen {options.listen} is not HOST:PORT, such as 127.0.0.1:8080")
-    if (options.tls_cert is None) != (options.tls_key is None):
-        parser.error("--tls-cert and --tls-key need each other")
-    if not (options.tls_cert or options.insecure or is_local(host)):
-        parser.error(
-            f"--listen {options.listen} can be reached from other machines without encryption; give --tls-cert and "
-            "--tls-key, listen on 127.0.0.1, or give --insecure if the network is trusted"
-        )
+    host, port = _checked_address(parser, options)
     import uvicorn
 
-    from gradellm import AsyncClient, GradellmError, Retry, Tls
+    from gradellm import GradellmError
     from gradellm_gateway.app import gateway
     from gradellm_gateway.connections import Limits, uvicorn_config
 
-    hosts = ["*"] if not is_local(host) else ["localhost", host.strip("[]"), *(options.allow_host or ())]
-    tls: Any = options.target_tls
-    if options.target_tls_ca:
-        tls = Tls(ca=options.target_tls_ca)
+    hosts = ["*"] if not is_local(host) else ["localhost", host, *(options.allow_host or ())]
+    refusals: list[str] = []
+
+    def refuse(message: str) -> None:
+        refusals.append(message)
+        server.should_exit = True
+
     try:
-        # Few retries: callers have timeouts and get Retry-After. A broken stream is resumed here.
-        client = AsyncClient(options.target, tls=tls, retry=Retry(attempts=2, longest_wait_seconds=2))
+        client = _client(options)
+        upstream = _upstream_routes(options, client, refuse) if options.upstream else None
     except GradellmError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
     config = uvicorn_config(
-        gateway(client, allow_origins=options.allow_origin or (), allow_hosts=hosts),
+        gateway(client, upstream=upstream, allow_origins=options.allow_origin or (), allow_hosts=hosts),
         limits=Limits(connections=options.max_connections),
-        host=host.strip("[]"),
-        port=int(port),
+        host=host,
+        port=port,
         ssl_certfile=options.tls_cert,
         ssl_keyfile=options.tls_key,
         log_level=options.log_level,
@@ -69,7 +73,69 @@ def main(arguments: Sequence[str] | None = None) -> int:
     server = uvicorn.Server(config)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after a graceful shutdown
         server.run()
-    return 0 if server.started else EXIT_FAILED
+    for message in refusals:
+        print(f"error: {message}", file=sys.stderr)
+    return EXIT_USAGE if refusals else 0 if server.started else EXIT_FAILED
+
+
+def _checked_address(parser: argparse.ArgumentParser, options: argparse.Namespace) -> tuple[str, int]:
+    """Return host and port to listen on; flags that contradict each other end the program."""
+    host, _, port = options.listen.rpartition(":")
+    if not host or not port.isdecimal() or not 0 <= int(port) < 1 << 16:
+        parser.error(f"--listen {options.listen} is not HOST:PORT, such as 127.0.0.1:8080")
+    if (options.tls_cert is None) != (options.tls_key is None):
+        parser.error("--tls-cert and --tls-key need each other")
+    if not (options.tls_cert or options.insecure or is_local(host)):
+        parser.error(
+            f"--listen {options.listen} can be reached from other machines without encryption; give --tls-cert and "
+            "--tls-key, listen on 127.0.0.1, or give --insecure if the network is trusted"
+        )
+    if options.target_token_file and not options.upstream:
+        parser.error("--target-token-file needs --upstream: else callers' own tokens go to the explanation server")
+    return host.strip("[]"), int(port)
+
+
+def _client(options: argparse.Namespace) -> AsyncClient:
+    """Return the client of the explanation server. Raises GradellmError for flags that it does not take."""
+    from gradellm import AsyncClient, Retry, Tls
+
+    tls: Any = Tls(ca=options.target_tls_ca) if options.target_tls_ca else options.target_tls
+    # Few retries: callers have timeouts and get Retry-After. A broken stream is resumed here.
+    retry = Retry(attempts=2, longest_wait_seconds=2)
+    return AsyncClient(options.target, tls=tls, token=_token("--target-token-file", options), retry=retry)
+
+
+def _upstream_routes(
+    options: argparse.Namespace, client: AsyncClient, refuse: Callable[[str], object]
+) -> UpstreamRoutes:
+    """Return the routes in front of an upstream. Raises GradellmError for flags that cannot be."""
+    from gradellm_gateway.upstream.connection import Timeouts, Upstream
+    from gradellm_gateway.upstream.followed_answer import FollowSettings
+    from gradellm_gateway.upstream.routes import UpstreamRoutes
+
+    upstream = Upstream(
+        options.upstream,
+        timeouts=Timeouts(options.upstream_connect_timeout, options.upstream_timeout),
+        token=_token("--upstream-token-file", options),
+    )
+    settings = FollowSettings(options.upstream_dtype, options.explain_wait)
+    return UpstreamRoutes(upstream, client, settings, refuse)
+
+
+def _token(flag: str, options: argparse.Namespace) -> str | None:
+    """Return the token in a flag's file. Raises InvalidRequestError for a file without one."""
+    from gradellm import InvalidRequestError
+
+    path = getattr(options, flag.removeprefix("--").replace("-", "_"))
+    if path is None:
+        return None
+    try:
+        token = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise InvalidRequestError(f"{flag} {path} cannot be read: {error}") from error
+    if not re.fullmatch(r"[!-~]+", token):  # not quoted: errors end up in logs
+        raise InvalidRequestError(f"{flag} {path} must have one token: printable ASCII characters without spaces")
+    return token
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -112,8 +178,61 @@ def _parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--target-tls", action="store_true", help="connect with TLS")
     group.add_argument("--target-tls-ca", metavar="FILE", help="CA of its certificate (PEM); implies --target-tls")
+    _add_upstream_flags(parser)
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     return parser
+
+
+def _add_upstream_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("another engine that generates, in place of the explanation server")
+    group.add_argument(
+        "--upstream",
+        metavar="URL",
+        help="the base of its OpenAI API, such as http://localhost:8000/v1: requests are passed on to it",
+    )
+    group.add_argument(
+        "--upstream-dtype",
+        choices=("float32", "bfloat16", "float16", "fp8", "int8", "int4"),
+        default="bfloat16",
+        help="the numbers that it computes with: how much its log-probabilities may differ (default: %(default)s)",
+    )
+    group.add_argument(
+        "--upstream-timeout",
+        type=_seconds,
+        default=600.0,
+        metavar="SECONDS",
+        help="how long it may send nothing (default: 600)",
+    )
+    group.add_argument(
+        "--upstream-connect-timeout", type=_seconds, default=5.0, metavar="SECONDS", help="to connect (default: 5)"
+    )
+    group.add_argument(
+        "--upstream-token-file",
+        metavar="FILE",
+        help="a key for the gateway's own requests to it, at the start; callers' requests have their own",
+    )
+    group.add_argument(
+        "--target-token-file",
+        metavar="FILE",
+        help="the gateway's own access token for the explanation server; callers' keys go to the upstream alone",
+    )
+    group.add_argument(
+        "--explain-wait",
+        type=_seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help="how long the end of an answer waits for its last attributions (default: 30)",
+    )
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e9:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, was {text}")
+    return seconds
 
 
 def _count(text: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from gradellm_gateway.fields import FieldNames, object_, quoted, truncated
 from gradellm_gateway.picture_request import PictureRequest
 from gradellm_gateway.request_body import read_json
 from gradellm_gateway.streaming import CLIENT_CLOSED_REQUEST, stream_response, unless_disconnected
+from gradellm_gateway.upstream.routes import UpstreamRoutes
 
 PAGE = Path(__file__).parent / "page"
 # Browsers run only the page's own scripts, and no site may frame it.
@@ -58,26 +59,39 @@ class AsciiJSONResponse(JSONResponse):
 
 
 def gateway(
-    client: AsyncClient, *, allow_origins: Sequence[str] = (), allow_hosts: Sequence[str] = ("*",)
+    client: AsyncClient,
+    *,
+    upstream: UpstreamRoutes | None = None,
+    allow_origins: Sequence[str] = (),
+    allow_hosts: Sequence[str] = ("*",),
 ) -> Starlette:
     """The ASGI app.
 
     Args:
         client: calls the explanation server; the app closes it when it shuts down.
+        upstream: another engine, which generates; by default the explanation server does.
         allow_origins: origins whose pages may call, besides the gateway's own (CORS).
         allow_hosts: Host headers that are answered; "*" for all. Any other host may be DNS rebinding by a foreign page.
     """
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None, None]:
-        yield
+        async with upstream.running() if upstream is not None else nullcontext():
+            yield
         await client.close()
 
-    routes = _Routes(client)
-    api = [
+    routes = _Routes(client, upstream)
+    generating = [
         Route("/v1/chat/completions", routes.chat, methods=["POST"]),
         Route("/v1/models", routes.models, methods=["GET"]),
         Route("/v1/models/{name:path}", routes.model, methods=["GET"]),
+    ]
+    passing: list[Route] = []
+    if upstream is not None:
+        generating = [Route("/v1/chat/completions", upstream.chat, methods=["POST"])]
+        passing = [Route(path, upstream.passing) for path in ("/v1", "/v1/{rest:path}")]
+    api = [
+        *generating,
         Route("/v1/gradellm/info", routes.info, methods=["GET"]),
         Route("/v1/gradellm/attribute", routes.attribute, methods=["POST"]),
         Route("/v1/gradellm/evaluate", routes.evaluate, methods=["POST"]),
@@ -91,7 +105,7 @@ def gateway(
             Middleware(CORSMiddleware, allow_origins=list(allow_origins), allow_methods=["*"], allow_headers=["*"])
         )
     return Starlette(
-        routes=[*api, *_fallback_routes(api), Mount("/", app=_Page(directory=PAGE, html=True))],
+        routes=[*api, *_fallback_routes(api, passing), Mount("/", app=_Page(directory=PAGE, html=True))],
         middleware=middleware,
         exception_handlers={
             GradellmError: _on_gradellm_error,
@@ -103,8 +117,11 @@ def gateway(
     )
 
 
-def _fallback_routes(api: Sequence[Route]) -> list[Route]:
-    """Routes after the API's own, for unknown paths (404) and methods that a path does not allow (405)."""
+def _fallback_routes(api: Sequence[Route], passing: Sequence[Route]) -> list[Route]:
+    """Routes after the API's own, for unknown paths (404) and methods that a path does not allow (405).
+
+    `passing` are those that an upstream serves, any but the gateway's own.
+    """
 
     async def refuse(request: Request) -> Response:
         methods = {
@@ -117,8 +134,10 @@ def _fallback_routes(api: Sequence[Route]) -> list[Route]:
             raise HTTPException(405, headers={"Allow": ", ".join(sorted(methods))})
         raise HTTPException(404)
 
-    paths = ["/v1", "/v1/{rest:path}", *(route.path for route in api if not route.path.startswith("/v1/"))]
-    return [Route(path, _AnyMethod(refuse)) for path in paths]
+    own = "/v1/gradellm/{rest:path}" if passing else "/v1/{rest:path}"
+    paths = [own, *(route.path for route in api if not route.path.startswith("/v1/"))]
+    refusing = [Route(path, _AnyMethod(refuse)) for path in (*paths, *([] if passing else ["/v1"]))]
+    return [*refusing, *passing]
 
 
 class _AnyMethod:
@@ -195,11 +214,11 @@ async def _on_unexpected_error(request: Request, error: Exception) -> Response:
 
 
 class _Routes:
-    def __init__(self, client: AsyncClient) -> None:
-        self._client = client
+    def __init__(self, client: AsyncClient, upstream: UpstreamRoutes | None) -> None:
+        self._client, self._upstream = client, upstream
 
     async def chat(self, request: Request) -> Response:
-        client, body = self._client_of(request), await read_json(request)
+        client, body = await self._client_of(request), await read_json(request)
         chat_request = ChatRequest.from_json(body)
         name = await self._model_name(client, body.get("model"))
         completion = Completion(chat_request, name)
@@ -213,29 +232,30 @@ class _Routes:
         return CLIENT_CLOSED_REQUEST if explanation is None else AsciiJSONResponse(completion.response(explanation))
 
     async def models(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [await self._model_card(self._client_of(request))]})
+        return JSONResponse({"object": "list", "data": [await self._model_card(await self._client_of(request))]})
 
     async def model(self, request: Request) -> Response:
-        client = self._client_of(request)
+        client = await self._client_of(request)
         await self._model_name(client, request.path_params["name"])
         return JSONResponse(await self._model_card(client))
 
     async def info(self, request: Request) -> Response:
-        return JSONResponse(to_plain(await self._client_of(request).server_info(timeout=10)))
+        info = to_plain(await (await self._client_of(request)).server_info(timeout=10))
+        return JSONResponse(info if self._upstream is None else {**info, "upstream": self._upstream.about()})
 
     async def attribute(self, request: Request) -> Response:
-        body = await _read_object(request)
+        client, body = await self._client_of(request), await _read_object(request)
         objects = EventObjects(Extras.of(body))
         keywords = {name: value for name, value in body.items() if name not in Extras.__annotations__}
-        call = self._client_of(request).attribute_events
+        call = client.attribute_events
         events = _sdk_events(keywords, call, {*AttributeKeywords.__annotations__}, "{}")
         return await stream_response(request, events, lambda event: [objects.of(event)])
 
     async def evaluate(self, request: Request) -> Response:
-        keywords = await _read_object(request)
+        client, keywords = await self._client_of(request), await _read_object(request)
         names = {*EvaluateKeywords.__annotations__} - {"explanation"}  # which takes a Python object
         objects = EventObjects(Extras())
-        events = _sdk_events(keywords, self._client_of(request).evaluate_events, names, "methods")
+        events = _sdk_events(keywords, client.evaluate_events, names, "methods")
         return await stream_response(request, events, lambda event: [objects.of(event)])
 
     async def pictures(self, request: Request) -> Response:
@@ -246,12 +266,17 @@ class _Routes:
         return Response(shades(), media_type="text/css", headers=_PAGE_HEADERS)
 
     async def health(self, request: Request) -> Response:
+        if self._upstream is not None:
+            return JSONResponse(await self._upstream.health())
         with suppress(UnauthenticatedError, PermissionDeniedError):  # the server responds, if not to this caller
             await self._client.server_info(timeout=5)
         return JSONResponse({"status": "ok"})
 
-    def _client_of(self, request: Request) -> AsyncClient:
-        """The client with the caller's bearer token."""
+    async def _client_of(self, request: Request) -> AsyncClient:
+        """The client with the caller's bearer token; with an upstream, whose key that is, with the gateway's own."""
+        if self._upstream is not None:
+            await self._upstream.authorize(request.headers)
+            return self._client
         kind, _, token = request.headers.get("authorization", "").partition(" ")
         # OpenAI clients send "none" or "EMPTY" where no key is needed.
         is_token = kind.lower() == "bearer" and token.strip() not in ("", "none", "EMPTY")

@@ -2,7 +2,7 @@
 
 The extension is one object, `gradellm`. In a request it holds attribution keywords ({} for the defaults; without the
 object nothing is explained); in a chunk the SDK's event, in a response that is not streamed the whole explanation.
-With `pictures` or `citations` in it, more is sent beside these (event_objects.py).
+With `pictures`, `citations` or `documents` in it, more is sent beside these (event_objects.py, documents.py).
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from typing import Any
 from gradellm import Event, Explanation, InvalidRequestError
 from gradellm.models import Finished, Token
 from gradellm.wire.keywords import AttributionKeywords
-from gradellm_gateway.event_objects import EventObjects, Extras, citation_objects, message_annotations
+from gradellm_gateway.documents import CitedDocuments, source_event, with_documents
+from gradellm_gateway.event_objects import EventObjects, Extras, citation_objects
 from gradellm_gateway.fields import FieldNames, check_fields, messages, truncated
 
 _GRADELLM_FIELDS = {
     *AttributionKeywords.__annotations__,
     *Extras.__annotations__,
+    "documents",
     "segments",
     "top_k",
     "forced_ids",
@@ -46,6 +48,7 @@ class ChatRequest:
         includes_usage: whether a last chunk reports usage.
         is_explained: whether the request has a `gradellm` object.
         extras: what it asks for beside events.
+        documents: that its answer can cite.
         logprobs: whether log-probabilities are returned.
     """
 
@@ -55,6 +58,7 @@ class ChatRequest:
     includes_usage: bool
     is_explained: bool
     extras: Extras
+    documents: CitedDocuments
     logprobs: bool
 
     @classmethod
@@ -72,7 +76,9 @@ class ChatRequest:
             if not body.get("logprobs"):
                 raise InvalidRequestError.of("top_logprobs", "needs logprobs: true")
             keywords["num_alternatives"] = count
-        own = body.get("gradellm")
+        own, documents = body.get("gradellm"), CitedDocuments({})
+        if own is not None:
+            own, documents = with_documents(own, [message["content"] for message in keywords["messages"]])
         keywords |= _attribution(own)
         extras = Extras.of(own or {}, "gradellm.{}")
         if extras.pictures and body.get("stream") is not True:
@@ -82,7 +88,7 @@ class ChatRequest:
         return cls(
             keywords,
             names=FieldNames(
-                body,
+                {**body, "gradellm": own},
                 {"max_new_tokens": length, "num_alternatives": "top_logprobs"},
                 attribution="gradellm.{}",
                 gradellm_fields=_GRADELLM_FIELDS,
@@ -91,6 +97,7 @@ class ChatRequest:
             includes_usage=bool((body.get("stream_options") or {}).get("include_usage")),
             is_explained=own is not None,
             extras=extras,
+            documents=documents,
             logprobs=body.get("logprobs") is True,
         )
 
@@ -136,12 +143,11 @@ class Completion:
         if event.token is not None:
             return [self._chunk({"content": event.token.text}, logprobs=self._logprobs([event.token])) | own]
         if event.finished is not None:
-            delta = (
-                {"annotations": self._annotations(own["gradellm"]["citations"])}
-                if self.request.extras.citations
-                else {}
-            )
-            chunks = [self._chunk(delta, _reason(event.finished)) | own]
+            citations = own["gradellm"]["citations"] if self.request.extras.citations else []
+            delta = {"annotations": self._annotations(citations)} if self.request.extras.citations else {}
+            sources = self.request.documents.sources(citations)
+            chunks = [self._chunk({}) | source_event(source) for source in sources]
+            chunks.append(self._chunk(delta, _reason(event.finished)) | own)
             if self.request.includes_usage:
                 chunks.append(self._head("chat.completion.chunk") | {"choices": [], "usage": _usage(event.finished)})
             return chunks
@@ -163,10 +169,11 @@ class Completion:
             citations = answer["gradellm_citations"] = citation_objects(explanation)
             self._offset = explanation.tokens[0].start if explanation.tokens else None
             choice["message"] |= {"annotations": self._annotations(citations)}
+            answer["sources"] = self.request.documents.sources(citations)
         return answer
 
     def _annotations(self, citations: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return message_annotations(citations, self._offset or 0)
+        return self.request.documents.annotations(citations, self._offset or 0)
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}

@@ -11,7 +11,7 @@ All numbers of a picture are made here (gradellm.pictures), so that a page draws
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from gradellm.pictures.stream import ScoredWord, WordStream
 from gradellm.serialization import to_plain
 from gradellm_gateway.fields import boolean
 
-__all__ = ["EventObjects", "Extras", "citation_objects", "message_annotations"]
+__all__ = ["EventObjects", "Extras", "citation_objects"]
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,10 @@ class Extras:
             if value and "attribution" in fields and fields["attribution"] is None:
                 raise InvalidRequestError.of(path.format(name), "needs an attribution: leave out attribution: null")
         if found["citations"] and not fields.get("segments"):
-            segments = path.format("segments")
+            documents, segments = path.format("documents"), path.format("segments")
             raise InvalidRequestError.of(
-                path.format("citations"), f"needs documents: name the range of each in {segments}"
+                path.format("citations"),
+                f"needs documents: give the text of each in {documents}, or name its range in {segments}",
             )
         return cls(**found)
 
@@ -166,25 +167,3 @@ def citation_objects(explanation: Explanation) -> list[dict[str, Any]]:
         for document in each["documents"]:
             document["strength_of_strongest"] = round(document["strength"] / strongest, 4)
     return found
-
-
-def message_annotations(citations: Sequence[Mapping[str, Any]], offset: int) -> list[dict[str, Any]]:
-    """Return citations as annotations of a chat message: one for each document of each sentence.
-
-    The form is that of OpenAI's `url_citation`, with the fields of its `file_citation`: documents have no URL.
-    `offset` is the answer's first code point in the completion, which begins with forced tokens.
-    """
-    return [
-        {
-            "type": "file_citation",
-            "file_citation": {
-                "start_index": citation["start"] - offset,
-                "end_index": citation["end"] - offset,
-                "file_id": document["name"],
-                "filename": document["name"],
-                "quote": document["passage"] and document["passage"]["text"],
-            },
-        }
-        for citation in citations
-        for document in citation["documents"]
-    ]

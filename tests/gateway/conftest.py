@@ -15,6 +15,7 @@ import uvicorn
 from gradellm import AsyncClient
 from gradellm_gateway.app import gateway as make_app
 from gradellm_gateway.connections import Limits, uvicorn_config
+from gradellm_gateway.upstream.routes import UpstreamRoutes
 from server.conftest import RunningServer, engine, server, serving
 
 __all__ = ["engine", "server", "serving"]
@@ -29,10 +30,13 @@ def running(
     allow_origins: tuple[str, ...] = (),
     allow_hosts: tuple[str, ...] = ("*",),
     limits: Limits | None = None,
+    upstream: Callable[[AsyncClient], UpstreamRoutes] | None = None,
     **client: Any,
 ) -> Iterator[str]:
     """The URL of a gateway that runs until the context is left."""
-    app = make_app(AsyncClient(target, **client), allow_origins=allow_origins, allow_hosts=allow_hosts)
+    explainer = AsyncClient(target, **client)
+    routes = upstream(explainer) if upstream is not None else None
+    app = make_app(explainer, upstream=routes, allow_origins=allow_origins, allow_hosts=allow_hosts)
     process = uvicorn.Server(uvicorn_config(app, limits=limits, port=0, log_level="error", lifespan="on"))
     thread = threading.Thread(target=process.run, daemon=True)
     thread.start()

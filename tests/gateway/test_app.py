@@ -11,10 +11,10 @@ import openai
 import pytest
 
 from gateway.conftest import running
-from gateway.http_calls import MESSAGES, post, send
 from gradellm import Client
 from gradellm_server.auth.tokens import entry, make_token
 from server.conftest import RunningServer, Serving
+from support.http.calls import MESSAGES, post, send
 from support.http_proxy import FakeProxy, proxy
 
 __all__ = ["proxy"]

@@ -9,14 +9,15 @@ from typing import Any
 import openai
 import pytest
 
-from gateway.http_calls import MESSAGES, post
 from gradellm import Client, Event, Explanation
 from gradellm.models import Alternative, Token
 from gradellm.pictures.chips import canvas
 from gradellm.pictures.document import canvas_document, picture_document
 from gradellm_gateway.chat import ChatRequest, Completion
-from gradellm_gateway.event_objects import citation_objects, message_annotations
+from gradellm_gateway.documents import CitedDocuments
+from gradellm_gateway.event_objects import citation_objects
 from server.conftest import RunningServer
+from support.http.calls import MESSAGES, post
 
 
 def undisturbed(server: RunningServer, **keywords: Any) -> Explanation:
@@ -189,7 +190,7 @@ def test_pictures_and_citations_are_streamed_if_asked_for(client: openai.OpenAI)
     assert [word["picture"] for word in words] == [picture_document(expected.picture(word)) for word in expected.words]
     assert objects[-1]["answer"] == picture_document(expected.picture())
     assert objects[-1]["citations"] == citation_objects(expected)
-    assert annotated == [{"annotations": message_annotations(citation_objects(expected), 0)}]
+    assert annotated == [{"annotations": CitedDocuments({}).annotations(citation_objects(expected), 0)}]
 
 
 def test_a_cited_document_is_an_annotation_of_the_message(url: str) -> None:
@@ -202,9 +203,40 @@ def test_a_cited_document_is_an_annotation_of_the_message(url: str) -> None:
     assert [document["name"] for each in citations for document in each["documents"]] == ["ball"]
     assert answer["gradellm_citations"] == citations
     (annotation,) = answer["choices"][0]["message"]["annotations"]
-    assert annotation["type"] == "file_citation"
-    start, end = (annotation["file_citation"][name] for name in ("start_index", "end_index"))
+    assert annotation["type"] == "url_citation"
+    assert annotation["url_citation"]["url"] == "gradellm:document/ball"
+    start, end = (annotation["url_citation"][name] for name in ("start_index", "end_index"))
     assert answer["choices"][0]["message"]["content"][start:end] == citations[0]["text"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_documents_are_found_in_the_messages_and_cited(url: str, stream: bool) -> None:
+    documents = [{"name": "ball", "text": "Tim had a red ball.", "url": "https://balls.example.org"}]
+    own = {"documents": documents, "attribution": "paper"}
+    _, _, said = post(
+        f"{url}/v1/chat/completions", {"messages": DOCUMENTS, "max_tokens": 12, "stream": stream, "gradellm": own}
+    )
+    if stream:
+        chunks = [json.loads(line.removeprefix("data: ")) for line in said.split("\n") if line.startswith("data: {")]
+        (annotation,) = chunks[-1]["choices"][0]["delta"]["annotations"]
+        (source,) = [chunk["event"]["data"] for chunk in chunks if "event" in chunk]
+        started = chunks[0]["gradellm"]["started"]
+    else:
+        answer = json.loads(said)
+        (annotation,) = answer["choices"][0]["message"]["annotations"]
+        (source,) = answer["sources"]
+        started = answer["gradellm"]["started"]
+    assert {token["segment"] for token in started["prompt_tokens"]} == {"", "ball"}
+    assert annotation["url_citation"]["url"] == "https://balls.example.org"
+    assert annotation["url_citation"]["title"] == "ball"
+    assert source["source"] == {"name": "ball", "url": "https://balls.example.org"}
+    assert source["document"] == ["Tim had a red ball."]
+
+
+def test_a_document_that_is_not_in_the_messages_is_refused(url: str) -> None:
+    own = {"documents": [{"name": "ball", "text": "Tim had a blue ball."}]}
+    status, _, said = post(f"{url}/v1/chat/completions", {"messages": DOCUMENTS, "gradellm": own})
+    assert (status, json.loads(said)["error"]["param"]) == (400, "gradellm.documents[0].text")
 
 
 def test_pictures_of_an_answer_that_is_not_streamed_are_refused(url: str) -> None:

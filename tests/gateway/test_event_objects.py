@@ -15,7 +15,7 @@ from gradellm.models import Finished, Source, Timings, Usage
 from gradellm.pictures.chips import canvas
 from gradellm.pictures.document import canvas_document, picture_document
 from gradellm.serialization import to_plain
-from gradellm_gateway.event_objects import EventObjects, Extras, citation_objects, message_annotations
+from gradellm_gateway.event_objects import EventObjects, Extras, citation_objects
 
 
 def explanation() -> Explanation:
@@ -75,27 +75,6 @@ def test_citations_come_with_the_last_event() -> None:
 def test_an_answer_without_attribution_has_no_citations() -> None:
     loaded = explanation()
     assert citation_objects(Explanation(loaded.started, loaded.tokens, (), loaded.finished)) == []
-
-
-def test_annotations_are_a_document_of_a_sentence_each() -> None:
-    passage = {"text": "Soup is five coins.", "start": 0, "end": 19}
-    cited = {"name": "menu", "strength": 1.0, "share": 1.0, "passage": passage}
-    sentences = [
-        {"text": "Soup.", "start": 3, "end": 8, "documents": [cited, {**cited, "name": "b", "passage": None}]},
-        {"text": "Bye.", "start": 9, "end": 13, "documents": []},
-    ]
-    first, second = message_annotations(sentences, 3)
-    assert first == {
-        "type": "file_citation",
-        "file_citation": {
-            "start_index": 0,
-            "end_index": 5,
-            "file_id": "menu",
-            "filename": "menu",
-            "quote": "Soup is five coins.",
-        },
-    }
-    assert second["file_citation"]["quote"] is None
 
 
 @pytest.mark.parametrize(

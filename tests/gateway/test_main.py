@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from gradellm_gateway.__main__ import main
+from server.conftest import RunningServer
+from support.upstream.fake_vllm import KEY, MODEL, FakeVllm
 
 
 @pytest.mark.parametrize(
@@ -27,3 +33,46 @@ def test_settings_that_cannot_be_are_refused(
         main(arguments)
     assert ended.value.code == 2
     assert words in capsys.readouterr().err
+
+
+UPSTREAM = ["--upstream", "http://localhost:8000/v1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--upstream", "localhost:8000"], "upstream: must be http://HOST:PORT/v1"),
+        ([*UPSTREAM, "--upstream-dtype", "int3"], "invalid choice: 'int3'"),
+        ([*UPSTREAM, "--explain-wait", "0"], "must be a number of seconds above 0"),
+        ([*UPSTREAM, "--upstream-timeout", "soon"], "must be a number of seconds above 0"),
+        ([*UPSTREAM, "--target-token-file", "absent"], "--target-token-file absent cannot be read"),
+        ([*UPSTREAM, "--upstream-token-file", "EMPTY"], "must have one token"),
+        (["--target-token-file", "x"], "--target-token-file needs --upstream"),
+    ],
+)
+def test_settings_of_an_upstream_that_cannot_be_are_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    (tmp_path / "empty").write_text("\n")
+    arguments = [str(tmp_path / "empty") if argument == "EMPTY" else argument for argument in arguments]
+    try:
+        status: object = main(arguments)
+    except SystemExit as ended:
+        status = ended.code
+    assert status == 2
+    assert words in capsys.readouterr().err
+
+
+def test_an_upstream_with_another_model_ends_the_gateway(server: RunningServer, tmp_path: Path) -> None:
+    vllm = FakeVllm(server.address)
+    vllm.shift, vllm.needs_key = 1, True
+    (tmp_path / "key").write_text(f"{KEY}\n")
+    (tmp_path / "token").write_text("unused\n")
+    command = [sys.executable, "-m", "gradellm_gateway", "--listen", "127.0.0.1:0", "--target", server.address]
+    command += ["--upstream", vllm.url, "--upstream-token-file", str(tmp_path / "key")]
+    command += ["--target-token-file", str(tmp_path / "token"), "--log-level", "debug"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    vllm.close()
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1].startswith(f"error: the upstream's model {MODEL} is not the explainer's")
+    assert KEY not in ended.stderr

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from client.explanation.conftest import explanation
-from gateway.http_calls import post
 from gradellm import InvalidRequestError
 from gradellm.pictures.chips import canvas
 from gradellm.pictures.document import canvas_document, picture_document
 from gradellm_gateway.picture_request import PictureRequest
+from support.http.calls import post
 
 
 def plain(**changes: Any) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from gateway.http_calls import connect, post
 from gradellm_gateway.request_body import MAX_BODY_BYTES
+from support.http.calls import connect, post
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from gateway.conftest import running
-from gateway.http_calls import MESSAGES, connect
 from server.conftest import Serving
+from support.http.calls import MESSAGES, connect
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -14,7 +14,7 @@ from gradellm.transport.retry import Attempts, Retry
 from gradellm.transport.rpc_errors import from_rpc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Self
 
     from gradellm.models import Event
@@ -56,6 +56,13 @@ class Session:
         """Return this session for another caller; retries and load balancing are shared."""
         session = copy.copy(self)
         session.credentials = Credentials(self.targets, channel=self.credentials.channel, token=token)
+        return session
+
+    def with_metadata(self, metadata: Iterable[tuple[str, str]]) -> Self:
+        """Return this session with more gRPC metadata, which is sent with every call."""
+        session = copy.copy(self)
+        session.credentials = copy.copy(self.credentials)
+        session.credentials.metadata = (*self.credentials.metadata, *metadata)
         return session
 
     def attempts(self, call: Call[Any], retry: Retry | None) -> Attempts:

@@ -23,6 +23,7 @@ export class Answer {
     this.document = null; // name of the document that is marked
     this.panels = [];
     this.isFinished = false;
+    this.upstream = null; // of an answer that another engine writes
     box.addEventListener("pointerover", (event) => this.#hover(wordOf(event)));
     box.addEventListener("pointerleave", () => this.#hover(null));
     box.addEventListener("focusin", (event) => this.#hover(wordOf(event)));
@@ -60,6 +61,9 @@ export class Answer {
     if (first !== undefined) this.latest = this.explanation.words.findLastIndex(({ tokens }) => tokens.includes(first));
     if (event.words && state.shown === this) paint(this);
   }
+
+  /** Take what is known of the engine that writes the answer; undefined for nothing new. */
+  setUpstream(upstream) { this.upstream = upstream ?? this.upstream; }
 
   finish(event) {
     this.explanation.finish(event);

@@ -6,6 +6,7 @@ import { byId, element, showError, speaker } from "./dom.js";
 import { info, stream } from "./server.js";
 import { addViews, clear, show } from "./sources.js";
 import { callOptions, cancelSideWork, keywordsOf, state, updateActions } from "./state.js";
+import { UpstreamText } from "./upstream.js";
 
 // --- the model and its methods ---------------------------------------------------------------------------------------
 
@@ -16,9 +17,10 @@ function setOptions(select, methods, emptyLabel) {
 
 async function loadServerInfo() {
   try {
-    const { model, limits, methods, default_attribution, recommended_preset } = await info(callOptions().token);
-    showError("");
-    byId("model").textContent = `${model.name.split("/").pop()} · ${model.family}, ${model.dtype} · up to ${limits.max_prompt_tokens} prompt tokens`;
+    const { model, limits, methods, default_attribution, recommended_preset, upstream } = await info(callOptions().token);
+    showError(upstream?.waits_for ? `Answers are not explained yet: ${upstream.waits_for}` : "");
+    state.model = upstream?.model || "gradellm";
+    byId("model").textContent = `${model.name.split("/").pop()} · ${model.family}, ${model.dtype} · up to ${limits.max_prompt_tokens} prompt tokens${upstream ? " · another engine writes" : ""}`;
     byId("max-tokens").max = limits.max_new_tokens;
     byId("max-tokens").value = Math.min(+byId("max-tokens").value, limits.max_new_tokens);
     const defaultPreset = default_attribution ?? "paper"; // of older servers
@@ -56,18 +58,23 @@ async function ask(event) {
   state.answering = new AbortController();
   setAnswering(true);
   byId("question").value = "";
+  const upstream = new UpstreamText(answerBox);
   let answer = null;
   try {
     for await (const event of stream("v1/chat/completions", chatRequest(request, method), callOptions(state.answering.signal))) {
+      upstream.add(event);
       if (event.started) { answer = new Answer(event, answerBox, method, request); show(answer); }
       else if (event.token) answer.addToken(event.token);
       answer?.addScores(event);
+      answer?.setUpstream(event.upstream);
       if (event.finished) answer.finish(event);
+      if (event.incomplete) showError(`The answer is not explained, or not all of it: ${event.incomplete.message}`);
+      upstream.show(answer);
     }
   } catch (error) {
     if (error.name !== "AbortError") showError(error.message);
   } finally {
-    const content = answer?.explanation.tokens.map((token) => token.text).join("") ?? "";
+    const content = upstream.text || (answer?.explanation.tokens.map((token) => token.text).join("") ?? "");
     if (content) conversation.push({ role: "assistant", content });
     else { conversation.pop(); questionBox.remove(); answerBox.remove(); }
     if (conversation === state.messages) { // no new conversation has begun meanwhile
@@ -84,6 +91,7 @@ async function ask(event) {
 function keep(answer, { segments }, boxes) {
   state.segments = segments;
   boxes.forEach((box) => box.remove());
+  if (!answer) return;
   answer.isFinished = true;
   if (state.shown === answer) show(answer);
 }
@@ -91,7 +99,7 @@ function keep(answer, { segments }, boxes) {
 function chatRequest({ messages, segments }, method) {
   const documents = Object.keys(segments).length ? { segments, citations: true } : {};
   return {
-    model: "gradellm", messages, stream: true,
+    model: state.model, messages, stream: true,
     gradellm: { ...keywordsOf(method), pictures: true, ...documents },
     max_tokens: +byId("max-tokens").value, temperature: +byId("temperature").value,
     seed: crypto.getRandomValues(new Uint32Array(1))[0], // the server's own seeds exceed JavaScript's integers

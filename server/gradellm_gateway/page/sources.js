@@ -4,6 +4,7 @@ import { bar, byId, element, percent, quoted, shorten, showError } from "./dom.j
 import { markDocument, renderPanel, shadePanel, shadeName } from "./panel.js";
 import { call } from "./server.js";
 import { callOptions, state, updateActions } from "./state.js";
+import { describeUpstream } from "./upstream.js";
 
 /** Views by name: what they are called, what their colours mean, the ends of their scale. */
 const VIEWS = {
@@ -29,7 +30,7 @@ export function show(answer) {
 export function clear() {
   state.shown?.box.classList.remove("shown");
   state.shown = null;
-  for (const name of ["panels", "faithfulness", "status", "scale", "citations"]) byId(name).replaceChildren();
+  for (const name of ["panels", "faithfulness", "status", "scale", "citations", "upstream"]) byId(name).replaceChildren();
   for (const name of ["bars", "colours", "citations"]) byId(name).hidden = true;
   updateActions();
 }
@@ -53,6 +54,7 @@ export function paint(answer) {
     markDocument(panel, answer.document);
     if (i === 0) { showStatus(answer, range, panel, picture); showBars(picture); }
   });
+  byId("upstream").textContent = describeUpstream(answer.upstream);
   showScale(answer);
   showCitations(answer);
 }

@@ -4,6 +4,7 @@ import { byId } from "./dom.js";
 export const state = {
   messages: [], // of this conversation, in OpenAI's form
   segments: {}, // its documents: by name [message, start, end]
+  model: "gradellm", // of chat requests: another engine's name for it, where one writes
   answering: null, // AbortController of the answer that is streamed
   sideWork: new AbortController(), // of comparisons and faithfulness measurements of finished answers
   measuring: null, // AbortController of a faithfulness measurement

@@ -61,3 +61,11 @@ def test_sessions_of_several_callers_share_the_rotation() -> None:
     first.rotation.mark_down(0)
     assert second.rotation.pick() == 1
     assert (first.credentials.metadata, second.credentials.metadata) == ((), (("authorization", "Bearer secret"),))
+
+
+def test_metadata_is_added_to_that_of_the_credentials() -> None:
+    first = session("localhost:1").with_token("secret")
+    traced = first.with_metadata([("traceparent", "00-a-b-01")])
+    assert traced.credentials.metadata == (("authorization", "Bearer secret"), ("traceparent", "00-a-b-01"))
+    assert first.credentials.metadata == (("authorization", "Bearer secret"),)
+    assert traced.rotation is first.rotation

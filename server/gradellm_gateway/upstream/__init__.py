@@ -1,0 +1,1 @@
+"""In front of another engine: its OpenAI API passed on as it is, and explained by the gradellm server beside it."""

@@ -1,0 +1,132 @@
+"""What is asked for beside a caller's own fields, and taken out again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gradellm_gateway.upstream.answer_fields import (
+    AnswerFields,
+    ChoiceTokens,
+    MalformedAnswerError,
+    constrains_sampling,
+)
+
+LOGPROBS = {"content": [{"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": []}]}
+
+
+def choice(**fields: Any) -> dict[str, Any]:
+    return {
+        "index": 0,
+        "delta": {"content": "a"},
+        "logprobs": LOGPROBS,
+        "finish_reason": None,
+        "token_ids": [5],
+        **fields,
+    }
+
+
+def test_ids_and_logprobs_are_asked_for() -> None:
+    body = {"messages": [], "temperature": 1, "gradellm": {}}
+    asked = {"messages": [], "temperature": 1, "logprobs": True, "return_token_ids": True}
+    assert AnswerFields(body, asks_for_ids=True).request() == asked
+    assert AnswerFields(body, asks_for_ids=False).request() == {"messages": [], "temperature": 1}
+
+
+@pytest.mark.parametrize("field", ["top_logprobs", "logprob_token_ids"])
+def test_a_request_that_the_upstream_refuses_stays_as_it_is(field: str) -> None:
+    asked = AnswerFields({field: [3]}, asks_for_ids=True).request()
+    assert "logprobs" not in asked
+
+
+def test_what_was_added_is_taken_out() -> None:
+    fields = AnswerFields({"gradellm": {}}, asks_for_ids=True)
+    chunk = {"id": "x", "choices": [choice()], "prompt_token_ids": [1, 2], "prompt_text": None}
+    assert fields.stripped(chunk) == {
+        "id": "x",
+        "choices": [choice(logprobs=None, token_ids=None)],
+        "prompt_token_ids": None,
+        "prompt_text": None,
+    }
+    assert chunk["choices"] == [choice()]
+
+
+def test_what_the_caller_asked_for_stays() -> None:
+    fields = AnswerFields({"logprobs": True, "return_token_ids": True}, asks_for_ids=True)
+    chunk = {"choices": [choice(), choice(delta={})], "prompt_token_ids": [1]}
+    assert fields.stripped(chunk) == chunk
+
+
+def test_logprobs_are_left_out_where_the_upstream_does_so() -> None:
+    fields = AnswerFields({}, asks_for_ids=True)
+    fields.stripped({"choices": [{"index": 0, "delta": {"role": "assistant"}, "finish_reason": None}]})
+    (stripped,) = (fields.stripped({"choices": [choice()]}) or {})["choices"]
+    assert "logprobs" not in stripped
+
+
+def test_chunks_of_nothing_else_are_left_out() -> None:
+    fields = AnswerFields({}, asks_for_ids=True)
+    assert fields.stripped({"choices": [choice(delta={})]}) is None
+    own: dict[str, Any] = {"index": 0, "delta": {}, "finish_reason": None, "logprobs": None, "token_ids": None}
+    for kept in (choice(delta={}, finish_reason="stop"), own):
+        assert fields.stripped({"choices": [kept]}) is not None
+    assert AnswerFields({"logprobs": True}, asks_for_ids=True).stripped({"choices": [choice(delta={})]}) is not None
+    assert fields.stripped({"choices": [], "usage": {}}) == {"choices": [], "usage": {}}
+
+
+def test_the_tokens_of_a_chunk_and_of_a_whole_answer() -> None:
+    fields = AnswerFields({}, asks_for_ids=True)
+    assert fields.choices({"choices": [choice()]}) == [ChoiceTokens(0, (5,), (-0.5,), "a")]
+    whole = choice(message={"content": "a", "reasoning": "b"}, finish_reason="stop")
+    del whole["delta"]
+    assert fields.choices({"choices": [whole]}) == [ChoiceTokens(0, (5,), (-0.5,), "a", "b", True)]
+    assert fields.choices({"choices": [{"index": 1, "delta": {}}]}) == [ChoiceTokens(1, None, None)]
+    assert fields.prompt_ids({"prompt_token_ids": [1, 2]}) == (1, 2)
+    assert fields.prompt_ids({}) is None
+
+
+@pytest.mark.parametrize("logprob", [-9999.0, None, "x", float("nan")])
+def test_logprobs_that_are_not_known_are_none(logprob: object) -> None:
+    found = AnswerFields({}, asks_for_ids=True).choices(
+        {"choices": [choice(logprobs={"content": [{"logprob": logprob}]})]}
+    )
+    assert found[0].logprobs == (None,)
+    assert found[0].ids == (5,)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        {"choices": {}},
+        {"choices": [3]},
+        {"choices": [{"index": "0"}]},
+        {"choices": [{"index": 1 << 40}]},
+        {"choices": [{"index": 0, "token_ids": [1.5]}]},
+        {"choices": [{"index": 0, "token_ids": [True]}]},
+        {"choices": [{"index": 0, "token_ids": [-1]}]},
+        {"choices": [{"index": 0, "token_ids": "12"}]},
+    ],
+)
+def test_malformed_answers(answer: dict[str, Any]) -> None:
+    with pytest.raises(MalformedAnswerError):
+        AnswerFields({}, asks_for_ids=True).choices(answer)
+    assert AnswerFields({}, asks_for_ids=True).stripped(answer) is not None
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({}, False),
+        ({"response_format": {"type": "text"}, "tools": [], "stop": ["x"], "temperature": 2}, False),
+        ({"response_format": {"type": "json_schema"}}, True),
+        ({"tools": [{}]}, True),
+        ({"tools": [{}], "tool_choice": "none"}, False),
+        ({"structured_outputs": {"regex": "a"}}, True),
+        ({"guided_json": {}}, True),
+        ({"logit_bias": {"5": 1}}, True),
+    ],
+)
+def test_requests_that_constrain_sampling(body: dict[str, Any], expected: bool) -> None:
+    assert constrains_sampling(body) is expected
