@@ -90,6 +90,7 @@ class FakeServer(explainer_pb2_grpc.ExplainerServiceServicer):
         self.parts = play()
         self.followed: list[pb.FollowRequest] = []
         self.fails_after = 0  # rows of Follow
+        self.verdict = 0  # a number of pb.Verdict, in `finished`
         self.failure: grpc.Status | None = None
         self.hold = threading.Event()  # set: streams wait after their parts until they are cancelled
         self.received = threading.Event()
@@ -161,7 +162,10 @@ class FakeServer(explainer_pb2_grpc.ExplainerServiceServicer):
                             failure, self.failure = self.failure, None
                             context.abort_with_status(failure)
                 case "finish":
-                    yield pb.FollowResponse(finished=pb.Finished(reason=pb.FINISH_REASON_END_OF_COMPLETION))
+                    finished = pb.Finished(reason=pb.FINISH_REASON_END_OF_COMPLETION)
+                    if self.verdict:
+                        finished.agreement.verdict = self.verdict  # type: ignore[assignment]
+                    yield pb.FollowResponse(finished=finished)
         self.cancelled.set()
 
     def Tokenize(self, request: pb.TokenizeRequest, context: grpc.ServicerContext) -> Message:  # noqa: N802

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     Check = Callable[[Any, dict[str, Any]], object]
 
-__all__ = ["add_flags", "run"]
+__all__ = ["add_flags", "print_error", "rows", "run"]
 
 _SINGLE_PROMPT_FLAGS = (
     "prompt",
@@ -73,8 +73,8 @@ def run(
         raise InvalidRequestError.of("concurrency", f"must be 1 or more, not {args.concurrency}")
     if args.output is not None and Path(args.output).suffix != ".jsonl":
         raise InvalidRequestError.of("output", f"{args.output} must end in .jsonl with --batch")
-    rows = list(_rows(args.batch))
-    for line, row in rows:
+    lines = list(rows(args.batch))
+    for line, row in lines:
         try:
             request = {**keywords, **row}
             check(request.pop("prompt", None), request)
@@ -91,19 +91,19 @@ def run(
 
         with _writer(args.output) as write:
             for number, ((line, _), result) in enumerate(
-                zip(rows, pool.map(explain, [row for _, row in rows]), strict=True), 1
+                zip(lines, pool.map(explain, [row for _, row in lines]), strict=True), 1
             ):
                 if isinstance(result, GradellmError):
                     failed += 1
-                    _print_error(f"{args.batch}:{line}: {result}")
+                    print_error(f"{args.batch}:{line}: {result}")
                 else:
                     write(result.to_json() + "\n")
                 if sys.stderr.isatty():
-                    sys.stderr.write(f"\r{number} of {len(rows)}, {failed} failed\033[K")
+                    sys.stderr.write(f"\r{number} of {len(lines)}, {failed} failed\033[K")
     if sys.stderr.isatty():
         sys.stderr.write("\n")
     if args.output is not None:
-        print(f"{args.output} written: {len(rows) - failed} explanations, {failed} failed", file=sys.stderr)
+        print(f"{args.output} written: {len(lines) - failed} explanations, {failed} failed", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -126,7 +126,11 @@ def _writer(path: str | None) -> Iterator[Callable[[str], object]]:
         part.unlink(missing_ok=True)
 
 
-def _rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def rows(path: str, example: str = '{"prompt": "Once"}') -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the objects of a JSON Lines file with their line numbers, from 1.
+
+    `example` is one, for the DataError that is raised for another line.
+    """
     try:
         text = sys.stdin.buffer.read().decode() if path == "-" else Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -140,10 +144,11 @@ def _rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
         except MalformedError as error:
             raise DataError(f"{path}:{number}: {error}") from error
         if not isinstance(row, dict):
-            raise DataError(f'{path}:{number}: must be an object of keywords, such as {{"prompt": "Once"}}')
+            raise DataError(f"{path}:{number}: must be an object, such as {example}")
         yield number, row
 
 
-def _print_error(text: str) -> None:
+def print_error(text: str) -> None:
+    """Print a line on standard error, in place of a progress line."""
     lead = "\r\033[K" if sys.stderr.isatty() else ""
     print(f"{lead}{visible(text)}", file=sys.stderr, flush=True)

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from gradellm.models import Event
     from gradellm.wire.keywords import AttributeKeywords, FollowKeywords
 
-__all__ = ["OpenAIItem", "follow_openai", "follow_openai_async"]
+__all__ = ["ChoiceReader", "OpenAIItem", "follow_openai", "follow_openai_async"]
 
-_PROMPTS = ("prompt_ids", "messages")
+_PROMPTS = ("prompt", "prompt_ids", "messages")
 _FOLLOW_ALONE = ("max_new_tokens", "upstream_dtype", "flush_seconds")
 
 
@@ -61,11 +61,8 @@ class OpenAIItem:
 
 
 @dataclass
-class _Response:
-    """What has come of one choice of a response.
-
-    Raises InvalidRequestError where neither the chunks nor the keywords say what the prompt is.
-    """
+class ChoiceReader:
+    """What has come of one choice of a response."""
 
     choice: int
     keywords: FollowKeywords
@@ -81,7 +78,8 @@ class _Response:
             if (_get(choice, "index") or 0) != self.choice:
                 continue
             self.prompt_ids = self.prompt_ids or _get(choice, "prompt_token_ids") or ()
-            self.text += _get(_get(choice, "delta"), "content") or _get(choice, "text") or ""
+            message = _get(choice, "delta") or _get(choice, "message")
+            self.text += _get(message, "content") or _get(choice, "text") or ""
             if ids := _get(choice, "token_ids"):
                 self.tells_ids = True
                 self.tokens.append((list(ids), _logprobs(choice, len(ids))))
@@ -93,12 +91,16 @@ class _Response:
 
     def follow_keywords(self) -> FollowKeywords:
         """Return the keywords of `follow`: the prompt is the one that the server read, if it tells."""
-        if self.prompt_ids and not any(self.keywords.get(name) is not None for name in _PROMPTS):
-            return {**self.keywords, "prompt_ids": list(self.prompt_ids)}
-        return self.keywords
+        if not self.prompt_ids or self.keywords.get("prompt_ids") is not None:
+            return self.keywords
+        shared = {name: value for name, value in self.keywords.items() if name not in _PROMPTS}
+        return cast("FollowKeywords", {**shared, "prompt_ids": list(self.prompt_ids)})
 
     def attribute_keywords(self) -> AttributeKeywords:
-        """Return the keywords of `attribute` for the text."""
+        """Return the keywords of `attribute` for the text.
+
+        Raises InvalidRequestError where the keywords do not say what the prompt is.
+        """
         if not any(self.keywords.get(name) is not None for name in _PROMPTS):
             raise InvalidRequestError.of(
                 "messages",
@@ -113,7 +115,7 @@ def follow_openai(
     client: Explainer, chunks: Iterable[Any], choice: int, keywords: FollowKeywords
 ) -> Iterator[OpenAIItem]:
     """Yield the chunks as they come, and events between them; see `Client.follow_openai`."""
-    response, following = _Response(choice, keywords), None
+    response, following = ChoiceReader(choice, keywords), None
     try:
         for chunk in chunks:
             yield OpenAIItem(chunk=chunk)
@@ -141,7 +143,7 @@ async def follow_openai_async(
     client: AsyncExplainer, chunks: AsyncIterable[Any], choice: int, keywords: FollowKeywords
 ) -> AsyncGenerator[OpenAIItem, None]:
     """Yield the chunks as they come, and events between them; see `AsyncClient.follow_openai`."""
-    response, following = _Response(choice, keywords), None
+    response, following = ChoiceReader(choice, keywords), None
     try:
         async for chunk in chunks:
             yield OpenAIItem(chunk=chunk)

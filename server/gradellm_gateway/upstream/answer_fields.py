@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["AnswerFields", "ChoiceTokens", "MalformedAnswerError", "constrains_sampling"]
+__all__ = ["AnswerFields", "ChoiceTokens", "MalformedAnswerError"]
 
 _MAX_ID = 1 << 31
 _UNKNOWN_LOGPROB = -9999.0  # vLLM's for one that JSON cannot have
-_FREE_FORMATS = (None, "text")
 
 
 class MalformedAnswerError(Exception):
@@ -114,18 +113,6 @@ class AnswerFields:
             else:
                 del choice["logprobs"]
         return choice
-
-
-def constrains_sampling(body: Mapping[str, Any]) -> bool:
-    """Whether a request's tokens are drawn from a part of the vocabulary, as for a JSON schema.
-
-    vLLM's log-probabilities are then those among this part: they say nothing about the model.
-    """
-    response_format = body.get("response_format")
-    kind = response_format.get("type") if isinstance(response_format, Mapping) else None
-    has_tools = bool(body.get("tools")) and body.get("tool_choice") != "none"
-    others = any(body.get(name) for name in ("structured_outputs", "allowed_token_ids", "bad_words", "logit_bias"))
-    return kind not in _FREE_FORMATS or has_tools or others or any(name.startswith("guided_") for name in body)
 
 
 def _choice(choice: object) -> ChoiceTokens:

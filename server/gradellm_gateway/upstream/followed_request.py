@@ -7,27 +7,17 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from gradellm import InvalidRequestError
+from gradellm.following.openai_requests import OF_THE_TEMPLATE, constrains_sampling
 from gradellm.wire.keywords import AttributionKeywords, FollowKeywords
 from gradellm.wire.requests import follow_request
 from gradellm_gateway.documents import CitedDocuments, Span, with_documents
 from gradellm_gateway.event_objects import Extras
 from gradellm_gateway.fields import FieldNames, object_, truncated
-from gradellm_gateway.upstream.answer_fields import constrains_sampling
 from gradellm_gateway.upstream.prompt import ChatMessage
 
 __all__ = ["FollowedRequest"]
 
 _FIELDS = {*AttributionKeywords.__annotations__, *Extras.__annotations__, "segments", "documents"}
-# Fields of a request that the upstream's chat template reads, besides the messages.
-_OF_THE_TEMPLATE = (
-    "tools",
-    "functions",
-    "documents",
-    "chat_template",
-    "chat_template_kwargs",
-    "continue_final_message",
-    "reasoning_effort",
-)
 
 
 @dataclass(frozen=True)
@@ -116,7 +106,7 @@ def _segments(value: object, messages: tuple[ChatMessage, ...]) -> dict[str, Spa
 def _plain(body: Mapping[str, Any], texts: tuple[ChatMessage, ...]) -> tuple[dict[str, str], ...] | None:
     """Return the messages of a chat that any engine renders alike: texts only, without tools."""
     messages = body.get("messages")
-    if not isinstance(messages, list) or any(body.get(name) for name in _OF_THE_TEMPLATE):
+    if not isinstance(messages, list) or any(body.get(name) for name in OF_THE_TEMPLATE):
         return None
     if body.get("add_generation_prompt") is False:
         return None

@@ -10,7 +10,6 @@ from gradellm_gateway.upstream.answer_fields import (
     AnswerFields,
     ChoiceTokens,
     MalformedAnswerError,
-    constrains_sampling,
 )
 
 LOGPROBS = {"content": [{"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": []}]}
@@ -113,20 +112,3 @@ def test_malformed_answers(answer: dict[str, Any]) -> None:
     with pytest.raises(MalformedAnswerError):
         AnswerFields({}, asks_for_ids=True).choices(answer)
     assert AnswerFields({}, asks_for_ids=True).stripped(answer) is not None
-
-
-@pytest.mark.parametrize(
-    ("body", "expected"),
-    [
-        ({}, False),
-        ({"response_format": {"type": "text"}, "tools": [], "stop": ["x"], "temperature": 2}, False),
-        ({"response_format": {"type": "json_schema"}}, True),
-        ({"tools": [{}]}, True),
-        ({"tools": [{}], "tool_choice": "none"}, False),
-        ({"structured_outputs": {"regex": "a"}}, True),
-        ({"guided_json": {}}, True),
-        ({"logit_bias": {"5": 1}}, True),
-    ],
-)
-def test_requests_that_constrain_sampling(body: dict[str, Any], expected: bool) -> None:
-    assert constrains_sampling(body) is expected
