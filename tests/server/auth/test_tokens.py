@@ -21,7 +21,7 @@ def written(path: Path, text: str) -> Path:
 
 
 def test_methods_match_the_wire_contract() -> None:
-    assert {*STREAMING_RPCS, *UNARY_RPCS, "GetServerInfo", "ServerReflectionInfo"} == set(METHODS)
+    assert {*STREAMING_RPCS, *UNARY_RPCS, "Follow", "GetServerInfo", "ServerReflectionInfo"} == set(METHODS)
 
 
 def test_a_file_names_clients_and_their_limits(tmp_path: Path) -> None:

@@ -24,15 +24,18 @@ LONG = pb.GenerateRequest(input=pb.Input(prompt="Once"), max_new_tokens=200, att
 class Queued:
     """What admission reads of a request."""
 
-    max_num_tokens: int
+    num_slot_tokens: int
     seconds: float = 1.0
+    is_followed: bool = False
 
 
 def admission(
     running: tuple[Queued, ...], waiting: tuple[Queued, ...], *, max_queued: int = 2, max_queued_tokens: int = 100
 ) -> AdmissionControl:
     """Admission to an engine with a limit of two running requests."""
-    scheduler = SimpleNamespace(max_running=2, running=running, waiting=waiting, seconds_left=lambda r: r.seconds)
+    scheduler = SimpleNamespace(
+        max_running=2, max_followed=3, running=running, waiting=waiting, seconds_left=lambda r: r.seconds
+    )
     engine: Any = SimpleNamespace(scheduler=scheduler)
     return AdmissionControl(engine, max_queued=max_queued, max_queued_tokens=max_queued_tokens)
 
@@ -42,6 +45,13 @@ def test_requests_that_are_not_read_yet_count_as_queued() -> None:
     control.check_queue(3)
     with pytest.raises(QueueFullError, match=r"2 requests running, 2 queued \(limits 2 and 2\)"):
         control.check_queue(4)
+
+
+def test_followed_requests_have_a_limit_of_their_own() -> None:
+    control = admission((Queued(5), Queued(5, is_followed=True)), ())
+    control.check_queue(4, is_followed=True)
+    with pytest.raises(QueueFullError, match=r"1 completions followed, 4 queued \(limits 3 and 2\)"):
+        control.check_queue(5, is_followed=True)
 
 
 def test_without_a_queue_the_running_slots_can_be_filled() -> None:
