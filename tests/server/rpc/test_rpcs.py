@@ -19,10 +19,13 @@ def started(request: Request) -> Started:
 
 
 def test_the_table_is_that_of_the_contract() -> None:
-    """Types of requests and responses, and which RPCs stream; GetServerInfo needs no engine thread."""
+    """Types of requests and responses, and which RPCs stream; GetServerInfo needs no engine thread.
+
+    Follow, whose requests stream, is in `gradellm_server.rpc.follow`.
+    """
     methods = pb.DESCRIPTOR.services_by_name["ExplainerService"].methods
-    assert {*STREAMING_RPCS, *UNARY_RPCS} == {method.name for method in methods} - {"GetServerInfo"}
-    assert {method.name for method in methods if method.server_streaming} == {*STREAMING_RPCS}
+    assert {*STREAMING_RPCS, *UNARY_RPCS} == {method.name for method in methods} - {"GetServerInfo", "Follow"}
+    assert {method.name for method in methods if method.server_streaming} == {*STREAMING_RPCS, "Follow"}
     for method in methods:
         if method.name in STREAMING_RPCS:
             request, _, response = STREAMING_RPCS[method.name]
