@@ -24,7 +24,7 @@ PORT = 8000
 MODEL = "/models/model"
 PARSE = """
 import json, sys
-from vllm.entrypoints.openai.cli_args import make_arg_parser
+from vllm.entrypoints.cli.serve import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 options = make_arg_parser(FlexibleArgumentParser()).parse_args(sys.argv[1:])
 print(json.dumps([options.model_tag, options.served_model_name, options.host, options.port, options.shutdown_timeout]))
@@ -166,6 +166,7 @@ def test_the_guide_says_how_to_start_both() -> None:
         assert f"deploy/kubernetes/{name}" in guide or f"`{name.removeprefix('overlays/')}`" in guide
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("name", ["overlays/vllm", "compose.vllm.yaml"])
 def test_vllms_parser_takes_the_flags(name: str) -> None:
     """Of the version that the image has."""
