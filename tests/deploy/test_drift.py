@@ -29,6 +29,7 @@ from deploy.manifests import (
 )
 from gradellm import __version__
 from gradellm.cli import _parser as cli_parser
+from gradellm_engine import DEFAULT_CHUNK_SIZE
 from gradellm_gateway.__main__ import _parser as gateway_parser
 from gradellm_server.auth.tokens import parser as token_parser
 from gradellm_server.cli import health_address, metrics_address
@@ -91,6 +92,8 @@ def test_every_command_is_understood(name: str) -> None:
         if container.get("command") == ["hf"]:
             hub_download(arguments)
             continue
+        if container.get("command") == ["vllm", "serve"]:
+            continue  # tests/deploy/test_vllm.py
         assert "command" not in container, "the image's entrypoint is gradellm"
         understood(arguments)
     servers(name)
@@ -178,21 +181,29 @@ def test_images_are_of_this_version(name: str) -> None:
     for _, container in containers(built(name)):
         repository, _, tag = container["image"].rpartition(":")
         kinds = {"registry.example.org/gradellm": ("-cpu", "-cuda"), "registry.example.org/gradellm-client": ("",)}
+        if container["name"] == "vllm":
+            continue  # tests/deploy/test_vllm.py
         assert tag in [__version__ + kind for kind in kinds[repository]]
 
 
-def test_scaling_asks_for_metrics_that_exist() -> None:
-    resources = built("overlays/keda")
-    (scaled,) = of_kind(resources, "ScaledObject")
-    options = servers("overlays/keda")[0][2]
+@pytest.mark.parametrize("name", ["keda", "vllm"])
+def test_scaling_asks_for_metrics_that_exist(name: str) -> None:
+    (scaled,) = of_kind(built(f"overlays/{name}"), "ScaledObject")
+    options = servers(f"overlays/{name}")[0][2]
     triggers = {one["name"]: one["metadata"] for one in scaled["spec"]["triggers"]}
     for trigger in triggers.values():
         used = set(NAME.findall(trigger["query"]))
         assert used, trigger["query"]
         assert used <= sample_names()
-        assert re.findall(r'namespace="([^"]*)"', trigger["query"]) == [scaled["metadata"]["namespace"]]
+        assert set(re.findall(r'namespace="([^"]*)"', trigger["query"])) == {scaled["metadata"]["namespace"]}
+        assert trigger["query"].count("{") == len(NAME.findall(trigger["query"]))
     assert float(triggers["running"]["threshold"]) < options.max_running
     assert float(triggers["waiting"]["threshold"]) < options.max_queued
+    if name == "vllm":
+        assert float(triggers["followed"]["threshold"]) < options.max_followed
+        assert float(triggers["pending"]["threshold"]) == DEFAULT_CHUNK_SIZE * options.max_followed
+    else:
+        assert set(triggers) == {"waiting", "running"}
 
 
 def test_rules_and_board_are_those_of_the_monitoring_folder() -> None:
@@ -222,7 +233,7 @@ def compose(name: str) -> Any:
     return yaml.safe_load((DEPLOY / name).read_text())
 
 
-@pytest.mark.parametrize("name", ["compose.yaml", "compose.gpu.yaml"])
+@pytest.mark.parametrize("name", ["compose.yaml", "compose.gpu.yaml", "compose.vllm.yaml"])
 def test_compose_files_match_the_specification(name: str) -> None:
     jsonschema = pytest.importorskip("jsonschema")
     schema = json.loads((DEPLOY / "kubernetes" / "schemas" / "compose-spec.json").read_text())

@@ -36,9 +36,12 @@ OLDEST, NEWEST = "1.30", "1.37"  # the probes' and preStop's fields exist from t
 # Components that patch or name what another one brings.
 NEEDS = {
     "keda": ["replicas", "monitoring"],
+    "keda-follow": ["replicas", "monitoring", "keda"],
     "routes": ["http-gateway"],
     "tls-to-servers": ["tls", "http-gateway", "routes"],
     "tokens": ["tls"],
+    "vllm": ["model-volume", "http-gateway"],
+    "vllm-tokens": ["model-volume", "tls", "tokens", "http-gateway", "routes", "tls-to-servers", "vllm"],
 }
 CLUSTER_WIDE = {"Namespace"}
 
@@ -68,8 +71,8 @@ def test_manifests_match_their_schemas(name: str, version: str) -> None:
 
 
 def test_overlays_are_those_that_are_promised() -> None:
-    promised = {"cpu", "gpu", "tls", "gateway", "keda", "monitoring", "multi-replica", "tensor-parallel", "production"}
-    assert set(OVERLAYS) == promised
+    servers = {"cpu", "gpu", "tls", "gateway", "keda", "monitoring", "multi-replica", "tensor-parallel", "production"}
+    assert set(OVERLAYS) == servers | {"vllm", "production-vllm"}
 
 
 @pytest.mark.parametrize("name", COMPONENTS)
@@ -151,7 +154,7 @@ def test_mounts_have_volumes_and_models_are_only_read(name: str) -> None:
             volume = volumes[mount["name"]]
             if "emptyDir" in volume:
                 assert "sizeLimit" in volume["emptyDir"]
-            elif "persistentVolumeClaim" in volume and container["name"] in ("server", "rank"):
+            elif "persistentVolumeClaim" in volume and container["name"] in ("server", "rank", "vllm"):
                 assert mount["readOnly"] is True
                 assert volume["persistentVolumeClaim"]["readOnly"] is True
             elif "secret" in volume:
@@ -258,7 +261,7 @@ def test_gpu_overlays_ask_for_gpus_and_for_the_image_that_uses_them() -> None:
     for name in OVERLAYS:
         for pod, container in containers(built(f"overlays/{name}")):
             has_gpu = "nvidia.com/gpu" in container["resources"]["limits"]
-            assert has_gpu == container["image"].endswith("-cuda"), name
+            assert has_gpu == bool(re.search(r"-cuda$|/vllm-openai:", container["image"])), name
             assert has_gpu == any(
                 toleration["key"] == "nvidia.com/gpu" for toleration in pod["spec"].get("tolerations", [])
             ), name
@@ -286,7 +289,8 @@ def secrets_of(resources: list[Resource]) -> set[str]:
 def test_the_readme_documents_every_secret() -> None:
     readme = (DEPLOY / "README.md").read_text()
     needed: set[str] = set().union(*(secrets_of(built(f"overlays/{name}")) for name in OVERLAYS))
-    assert needed == {"gradellm-tls", "gradellm-tokens", "gradellm-ca", "gradellm-gateway-tls"}
+    servers = {"gradellm-tls", "gradellm-tokens", "gradellm-ca", "gradellm-gateway-tls"}
+    assert needed == servers | {"gradellm-vllm", "gradellm-gateway-token"}
     for name in needed:
         assert re.search(rf"kubectl create (secret|configmap) .*{name}\b", readme), name
 

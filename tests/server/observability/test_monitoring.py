@@ -26,7 +26,15 @@ from server.conftest import Serving
 MONITORING = Path(__file__).parents[3] / "deploy" / "monitoring"
 OWN = {"up", "ALERTS"}  # Prometheus's
 NAME = re.compile(r"\b(?:gradellm_[a-z0-9_]+|process_[a-z_]+|up(?=\{))")
-ROWS = ["Traffic", "Latency", "Attribution", "Evaluation", "Memory of keys and values", "Errors"]
+ROWS = [
+    "Traffic",
+    "Latency",
+    "Attribution",
+    "Following other engines",
+    "Evaluation",
+    "Memory of keys and values",
+    "Errors",
+]
 
 
 def needs(program: str) -> str:
@@ -72,7 +80,7 @@ def rules() -> list[str]:
 
 def test_every_query_and_rule_uses_an_exported_metric() -> None:
     assert len(queries()) > 30
-    assert len(rules()) == 8
+    assert len(rules()) == 11
     names = sample_names()
     for query in queries() + rules():
         used = set(NAME.findall(query))
@@ -117,10 +125,12 @@ def test_promtool_accepts_the_rules(arguments: list[str]) -> None:
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
-def test_every_alert_is_tested() -> None:
+def test_every_alert_is_tested_and_documented() -> None:
     alerts = re.findall(r"- alert: (\w+)", (MONITORING / "alerts.yml").read_text())
     tests = (MONITORING / "alerts.test.yml").read_text()
     assert all(alert in tests for alert in alerts)
+    page = (MONITORING.parents[1] / "docs" / "operations" / "observability.md").read_text()
+    assert re.findall(r"^\| `(Gradellm\w+)`", page, re.MULTILINE) == alerts
 
 
 @contextmanager
