@@ -5,21 +5,26 @@
 The other engine is Transformers' `generate` with the model's weights in each format: computed in it (float32, bfloat16,
 float16), or rounded to it (fp8: e4m3; int8: a scale for each row; int4: a scale for each 128 columns of a row) and
 computed in bfloat16. With `--noise` the weights of one layer have noise of that many of their standard deviations: a
-checkpoint that differs. Its tokens are followed by our engine. The tolerances of `gradellm_engine` are chosen on the
-prompts "boxes" and measured on "notes".
+checkpoint that differs; `--save DIR` writes it, for another engine to serve. With `--url` the other engine is a server
+of OpenAI's API that returns token ids, such as vLLM, and `--dtypes` says what it computes with. Its tokens are followed
+by our engine.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from gradellm_bench.study.document_chats import document_chat
 from gradellm_engine import (
@@ -42,6 +47,11 @@ COMPUTED = {
     NumberFormat.FLOAT16: torch.float16,
 }
 GROUP = 128
+SERVER_SECONDS = 120.0
+
+
+Written = tuple[list[int], list[float]]
+"""Token ids, with a log-probability for each."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +101,7 @@ def other_engine(path: str, number_format: NumberFormat, noise: float, layer: in
 
 
 @torch.inference_mode()
-def write(model: PreTrainedModel, ids: list[int], seed: int) -> tuple[list[int], list[float]]:
+def write(model: PreTrainedModel, ids: list[int], seed: int) -> Written:
     """What the other engine writes after a prompt, sampled, with log-probabilities."""
     torch.manual_seed(seed)
     prompt = torch.tensor([ids])
@@ -115,7 +125,33 @@ def write(model: PreTrainedModel, ids: list[int], seed: int) -> tuple[list[int],
     return written, logprobs
 
 
-def judge(engine: Engine, prompt: Prompt, written: tuple[list[int], list[float]], declared: NumberFormat) -> Judged:
+def write_by_server(url: str, ids: list[int], seed: int) -> Written:
+    """What a server of OpenAI's API writes after a prompt, sampled, with log-probabilities."""
+    body = {
+        "model": _model_name(url),
+        "prompt": ids,
+        "max_tokens": NUM_TOKENS,
+        "temperature": 1.0,
+        "seed": seed,
+        "logprobs": 1,
+        "return_token_ids": True,
+        "ignore_eos": True,
+    }
+    request = urllib.request.Request(  # noqa: S310 (the operator's own URL)
+        f"{url}/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=SERVER_SECONDS) as response:  # noqa: S310
+        (choice,) = json.load(response)["choices"]
+    return choice["token_ids"], choice["logprobs"]["token_logprobs"]
+
+
+@cache
+def _model_name(url: str) -> str:
+    with urllib.request.urlopen(f"{url}/models", timeout=SERVER_SECONDS) as response:  # noqa: S310
+        return str(json.load(response)["data"][0]["id"])
+
+
+def judge(engine: Engine, prompt: Prompt, written: Written, declared: NumberFormat) -> Judged:
     """Follow what the other engine wrote."""
     settings = FollowSettings(upstream_dtype=declared)
     request = engine.follow_request(prompt, AttributionSettings(method_named("random").switches()), settings)
@@ -166,20 +202,37 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--generator", choices=("boxes", "notes"), default="notes", help="default: %(default)s")
     parser.add_argument("--noise", type=float, default=0.05, metavar="SHARE", help="default: %(default)s")
     parser.add_argument("--layer", type=int, default=15, metavar="N", help="with the noise (default: %(default)s)")
+    parser.add_argument("--url", metavar="URL", help="of a server of OpenAI's API, such as http://localhost:8000/v1")
+    parser.add_argument("--save", type=Path, metavar="DIR", help="write the checkpoint with noise, and measure nothing")
     options = parser.parse_args(arguments)
+    if options.save is not None:
+        other_engine(options.model, NumberFormat.FLOAT32, options.noise, options.layer).save_pretrained(options.save)
+        AutoTokenizer.from_pretrained(options.model).save_pretrained(options.save)
+        return 0
     engine = Engine.load(options.model, dtype="float32", max_running=1)
-    rows: dict[str, list[Judged]] = {}
+    rows = dict(measure(engine, options))
+    print(table(rows))
+    return 0
+
+
+def measure(engine: Engine, options: argparse.Namespace) -> Iterator[tuple[str, list[Judged]]]:
+    """The judged prompts of each kind of other engine, with its name."""
+
+    def judged(number_format: NumberFormat, write_one: Callable[[list[int], int], Written]) -> list[Judged]:
+        return [
+            judge(engine, prompt, write_one(prompt.ids, seed), number_format)
+            for seed, prompt in enumerate(prompts(engine, options.generator, options.prompts))
+        ]
+
     for number_format in options.dtypes:
+        if options.url is not None:
+            name = f"{_model_name(options.url)} in {number_format}"
+            yield name, judged(number_format, partial(write_by_server, options.url))
+            continue
         for noise in (0.0, options.noise):
             model = other_engine(options.model, number_format, noise, options.layer)
             name = f"{number_format}{f', noise of {noise:g}' if noise else ''}"
-            rows[name] = [
-                judge(engine, prompt, write(model, prompt.ids, seed), number_format)
-                for seed, prompt in enumerate(prompts(engine, options.generator, options.prompts))
-            ]
-            print(table({name: rows[name]}).splitlines()[-1], file=sys.stderr)
-    print(table(rows))
-    return 0
+            yield name, judged(number_format, partial(write, model))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -49,3 +52,42 @@ def test_a_small_model(model_path: Callable[[str], Path], capsys: pytest.Capture
     assert clean.startswith("| float32 | 1 | 0.0000")
     assert clean.endswith("| 1 same |")
     assert noisy.endswith("| 1 different |")
+
+
+class Upstream(BaseHTTPRequestHandler):
+    """A server that answers as vLLM does."""
+
+    def do_GET(self) -> None:
+        self._answer({"data": [{"id": "small"}]})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert body["return_token_ids"]
+        choice = {"token_ids": body["prompt"][:9], "logprobs": {"token_logprobs": [-50.0] * 9}}
+        self._answer({"choices": [choice]})
+
+    def _answer(self, value: object) -> None:
+        content = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+def test_a_server(model_path: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
+    server = HTTPServer(("127.0.0.1", 0), Upstream)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    main(["--model", str(model_path("demo")), "--prompts", "1", "--dtypes", "bfloat16", "--url", url])
+    server.shutdown()
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("| small in bfloat16 | 1 |")
+    assert last.endswith("| 1 different |")
+
+
+def test_saved(model_path: Callable[[str], Path], tmp_path: Path) -> None:
+    main(["--model", str(model_path("demo")), "--layer", "1", "--save", str(tmp_path / "noisy")])
+    assert {"model.safetensors", "tokenizer.json"} <= {path.name for path in (tmp_path / "noisy").iterdir()}
