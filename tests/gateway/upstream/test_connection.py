@@ -23,7 +23,7 @@ __all__ = ["proxy"]
         "ftp://a/v1",
         "http://",
         "http://a:b/v1",
-        "http://user:key@a/v1",
+        "http://user:key@a/v1",  # pragma: allowlist secret (made up)
         "http://a/v1?b",
         "http://a/v1#b",
     ],

@@ -351,6 +351,7 @@ def test_a_reset_call_without_flow_control_window_is_charged(quotas: dict[str, Q
     request = pb.GenerateRequest(input=pb.Input(prompt="Once"), max_new_tokens=60)
     call = UnreadCall(guarded.address, "Generate", LIMITED[0], request)
     try:
+        _until(lambda: "limited" in quotas and quotas["limited"].num_streams == 1)
         _until(lambda: guarded.server.engine_thread.num_running == 1)
         _until(
             lambda: (

@@ -3,7 +3,7 @@ import { createRequire } from "node:module";
 
 const [packages, baseURL, content] = process.argv.slice(2);
 const { OpenAI } = createRequire(`${packages}/`)("openai");
-const client = new OpenAI({ baseURL, apiKey: "none", maxRetries: 0 });
+const client = new OpenAI({ baseURL, apiKey: "none", maxRetries: 0 }); // pragma: allowlist secret (none)
 const body = { model: "any", messages: [{ role: "user", content }], max_tokens: 6, temperature: 0, gradellm: {} };
 
 let text = "", rows = 0;
