@@ -159,10 +159,17 @@ def beside_own(
     ]
     for request in (*ours, *followed):
         scheduler.submit(request)
-    scheduler.admit()
-    while any(request.num_prefill_left and not request.is_closed for request in (*ours, *followed)):
-        list(scheduler.step(lambda request: bool(request.num_prefill_left)))
     times = {request: Gaps() for request in (*ours, *followed)}
+
+    def step(is_eligible: Callable[[Request], bool] = lambda request: True) -> None:
+        for _ in scheduler.step(is_eligible):
+            now = time.perf_counter()
+            for request, gaps in times.items():
+                gaps.take(request, now)
+
+    scheduler.admit()
+    while any(request.num_prefill_left and not request.is_closed for request in times):
+        step(lambda request: bool(request.num_prefill_left))
     sent = dict.fromkeys(followed, 0)
     while not all(request.is_closed for request in (*ours, *followed)):
         now = time.perf_counter()
@@ -170,10 +177,7 @@ def beside_own(
             pace = ours[number % own]
             turn = len(ids) if pace.is_closed else len(times[pace].tokens)
             _write(engine, request, ids, sent, times[request], now, turn=turn)
-        for _ in scheduler.step():
-            now = time.perf_counter()
-            for request, gaps in times.items():
-                gaps.take(request, now)
+        step()
     for request, gaps in times.items():
         gaps.take(request, time.perf_counter())
     return [times[request] for request in ours], [times[request] for request in followed]
