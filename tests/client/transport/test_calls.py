@@ -15,6 +15,7 @@ SERVICE = pb.DESCRIPTOR.services_by_name["ExplainerService"]
 CALLS: dict[str, tuple[Callable[..., calls.Call[Any]], tuple[Any, ...], type]] = {
     "Generate": (calls.generate, ("Once", {"timeout": 2}), Event),
     "Attribute": (calls.attribute, ("Once", {"completion": " upon", "timeout": 2}), Event),
+    "Follow": (calls.follow, ("Once", {"timeout": 2}), Event),
     "Evaluate": (calls.evaluate, ("Once", {"timeout": 2}), Event),
     "Tokenize": (calls.tokenize, ("Once", {"timeout": 2}), TokenizedPrompt),
     "GetServerInfo": (calls.server_info, ({"timeout": 2},), ServerInfo),
@@ -31,7 +32,8 @@ def test_request_and_response_are_those_of_the_rpc(rpc: str) -> None:
     call = build(*arguments)
     method = SERVICE.methods_by_name[call.rpc]
     assert call.rpc == rpc
-    assert call.request.DESCRIPTOR is method.input_type
+    first = method.input_type if rpc != "Follow" else method.input_type.fields_by_name["start"].message_type
+    assert call.request.DESCRIPTOR is first
     assert call.timeout == 2.0
     response = getattr(pb, method.output_type.name)()
     if result is Event:

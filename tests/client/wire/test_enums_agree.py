@@ -22,6 +22,7 @@ from gradellm_server.rpc.events_to_wire import responses as messages_of
 from gradellm_server.rpc.requests_from_wire import read_attribution, read_evaluation
 
 ENUMS = list(pb.DESCRIPTOR.enum_types_by_name)  # a new enum of the contract is tested without a change here
+ENGINES = {"UpstreamDtype": "NumberFormat"}  # the engine's names of enums that have another one in the contract
 KEYWORDS = {"preset": "attribution"}  # fields whose keyword has another name
 # What a value needs beside it, to be valid.
 COMPANIONS: dict[str, dict[str, Any]] = {
@@ -53,7 +54,12 @@ def engine_values(enum: str) -> list[str]:
         return list(PRESETS)
     if enum == "IntervalKind":
         return list(get_args(get_type_hints(engine.Interval)["kind"]))
-    return [member.value for member in getattr(engine, enum)]
+    return [member.value for member in engine_enum(enum)]
+
+
+def engine_enum(enum: str) -> type[StrEnum]:
+    found: type[StrEnum] = getattr(engine, ENGINES.get(enum, enum))
+    return found
 
 
 def client_values(enum: str) -> list[str]:
@@ -93,7 +99,7 @@ def test_names_and_numbers_are_converted_both_ways(enum: str, value: str) -> Non
         return
     assert wire_enums.number_of(wire(enum), value) == number
     if enum != "IntervalKind":  # a literal of the engine
-        kind: type[StrEnum] = getattr(engine, enum)
+        kind = engine_enum(enum)
         assert wire_enums.member_of(kind, wire(enum), number, "x") is kind(value)
 
 

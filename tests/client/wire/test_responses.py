@@ -42,7 +42,7 @@ def test_those_of_another_name() -> None:
 
 
 def test_events_are_those_of_all_streams() -> None:
-    streams = ("GenerateResponse", "AttributeResponse", "EvaluateResponse")
+    streams = ("GenerateResponse", "AttributeResponse", "EvaluateResponse", "FollowResponse")
     fields = [same_fields(models.Event, message) for message in streams]
     assert all(sdk_fields == fields[0][0] for sdk_fields, _ in fields)
     assert fields[0][0] == set().union(*(proto_fields for _, proto_fields in fields))
