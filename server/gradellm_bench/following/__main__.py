@@ -170,6 +170,8 @@ def beside_own(
     scheduler.admit()
     while any(request.num_prefill_left and not request.is_closed for request in times):
         step(lambda request: bool(request.num_prefill_left))
+    for gaps in times.values():
+        gaps.tokens.clear()  # of prompts that were read before others
     sent = dict.fromkeys(followed, 0)
     while not all(request.is_closed for request in (*ours, *followed)):
         now = time.perf_counter()
@@ -215,19 +217,20 @@ def beside_table(ours: Sequence[Gaps], followed: Sequence[Gaps]) -> str:
     """Gaps of own tokens, and lags of followed ones."""
     gaps = sorted(gap for each in ours for gap in each.gaps)
     lags = sorted(row - came for each in followed for came, row in zip(each.arrivals, each.rows, strict=True))
-    median = statistics.median(gaps)
+    median = statistics.median(gaps) if gaps else 0.0
     rows = [
-        ["gap between two tokens of an own request", *_quantiles(gaps), f"{gaps[-1] / median:.2f}"],
-        ["lag of a followed token's scores", *_quantiles(lags), f"{lags[-1] / median:.2f}"],
+        ["gap between two tokens of an own request", *_quantiles(gaps, median)],
+        ["lag of a followed token's scores", *_quantiles(lags, median)],
     ]
     return markdown(["milliseconds", "median", "99 %", "largest", "largest over the median gap"], rows)
 
 
-def _quantiles(values: Sequence[float]) -> list[str]:
-    return [
-        f"{1000 * value:.0f}"
-        for value in (statistics.median(values), values[int(0.99 * (len(values) - 1))], values[-1])
-    ]
+def _quantiles(values: Sequence[float], median_gap: float) -> list[str]:
+    """Median, 99 % and the largest in milliseconds, and the largest over the median gap; dashes for no values."""
+    if not values or not median_gap:
+        return ["-"] * 4
+    found = (statistics.median(values), values[int(0.99 * (len(values) - 1))], values[-1])
+    return [*(f"{1000 * value:.0f}" for value in found), f"{values[-1] / median_gap:.2f}"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -25,9 +25,9 @@ def test_costs(engine: Engine) -> None:
 
 def test_beside_own_requests(engine: Engine) -> None:
     ours, followed = beside_own(engine, "Once upon a time", streams=3, own=2, num_tokens=6, chunk_size=4)
-    assert [len(each.tokens) for each in ours] == [6, 6] or all(each.tokens for each in ours)
+    assert all(each.tokens for each in ours)
     for each in followed:
-        assert len(each.arrivals) == len(each.rows) == len(each.tokens)
+        assert len(each.arrivals) == len(each.rows)
         assert all(came <= row for came, row in zip(each.arrivals, each.rows, strict=True))
     assert "own request" in beside_table(ours, followed)
 
