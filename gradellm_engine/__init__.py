@@ -87,6 +87,7 @@ if TYPE_CHECKING:
     from gradellm_engine.tokenization.prompt import Prompt, PromptToken, Role
     from gradellm_engine.tokenization.prompt_input import MessageSpan, PromptInput, Segment
     from gradellm_engine.tokenization.prompt_limits import PromptLimits
+    from gradellm_engine.tokenization.prompt_reader import check_token_ids
     from gradellm_engine.utils.memory import gpu_memory
 
 __all__ = [
@@ -166,6 +167,7 @@ __all__ = [
     "Verdict",
     "check_checkpoint",
     "check_context",
+    "check_token_ids",
     "concrete_preset",
     "gpu_memory",
     "interruption_point",
@@ -191,6 +193,7 @@ _MODULES = (
     "tokenization.prompt",
     "tokenization.prompt_input",
     "tokenization.prompt_limits",
+    "tokenization.prompt_reader",
     "distributed.process_group",
     "methods.random",
     "methods.registry",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -76,8 +77,9 @@ class GivenTokens:
         self._num_flushed = num_read
 
     def append(self, ids: Sequence[int], logprobs: Sequence[float]) -> None:
-        """Add tokens, with the other engine's log-probabilities or without."""
-        self._logprobs.update(enumerate(logprobs, start=len(self.ids)))
+        """Add tokens, with the other engine's log-probabilities, NaN where one is not known, or without."""
+        known = enumerate(logprobs, start=len(self.ids))
+        self._logprobs.update((index, logprob) for index, logprob in known if not math.isnan(logprob))
         self.ids += ids
 
     def flush(self) -> None:

@@ -36,6 +36,7 @@ from gradellm_engine import (
     Segment,
     Sources,
     TokenSelection,
+    check_token_ids,
     method_named,
 )
 from gradellm_engine import Message as ChatMessage
@@ -149,11 +150,7 @@ def read_appended(request: pb.FollowAppend, vocab_size: int, max_tokens: int) ->
         raise InvalidRequestError(
             "append.logprobs", f"are {len(logprobs)} for {len(ids)} ids; give one for each, or none"
         )
-    for index, token_id in enumerate(ids):
-        if not 0 <= token_id < vocab_size:
-            raise InvalidRequestError(
-                f"append.ids[{index}]", f"{token_id} is not a token id; the vocabulary has ids 0 to {vocab_size - 1}"
-            )
+    check_token_ids("append.ids", ids, vocab_size)
     for index, logprob in enumerate(logprobs):
         if logprob > MAX_LOGPROB or logprob == -math.inf:
             raise InvalidRequestError(
