@@ -104,6 +104,7 @@ class ExplainerService:
 
         async def handle(payload: bytes, context: Context) -> AsyncIterator[Message]:
             with self._active_call(name, context) as active:
+                active.quota.check()
                 read = active.quota.reserving(partial(start, tenant=active.call.client))
                 job = self._submit(active, requests_from_wire.parse(request_type, payload), len(payload), read, convert)
                 job.on_slow_reader = partial(_abort_slow_reader, context, active)
@@ -118,6 +119,7 @@ class ExplainerService:
     def _unary_handler(self, name: str, request_type: type[Message], answer: Callable[..., Any]) -> UnaryHandler:
         async def handle(payload: bytes, context: Context) -> Message:
             with self._active_call(name, context) as active:
+                active.quota.check()
                 read = active.quota.charging(answer, num_tokens)
                 request = requests_from_wire.parse(request_type, payload)
                 job = self._submit(active, request, len(payload), read, _no_events)
@@ -140,6 +142,7 @@ class ExplainerService:
         convert: ConvertEvent[Message] = partial(events_to_wire.responses, pb.FollowResponse, self._engine)
         with self._active_call("Follow", context) as active:
             stats = active.call.stats
+            active.quota.check()
             incoming = FollowRequests(aiter(requests), self._engine, self._follow_idle_seconds, stats)
             start, num_bytes = await incoming.start()
             read = active.quota.reserving(partial(follow, tenant=active.call.client))
@@ -166,7 +169,6 @@ class ExplainerService:
         feed: FollowFeed | None = None,
     ) -> Job[Message]:
         """Submit a request of `num_bytes` to the engine thread."""
-        active.quota.check()
         self._observers.on_request(active.call, request)
         requests_from_wire.name_presets(request, self._default_preset, self._recommended)
         active.job = self._thread.submit(partial(read, request), convert, num_bytes, feed)
