@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import gradellm_engine.utils.quiet  # noqa: F401 (before the libraries that it is for)
 
 if TYPE_CHECKING:
-    from gradellm_engine.core.following.agreement import Agreement, NumberFormat, Verdict
+    from gradellm_engine.core.following.agreement import Agreement, GivenLogprobs, NumberFormat, Verdict
     from gradellm_engine.core.following.given_tokens import FollowSettings
     from gradellm_engine.core.following.request import FollowedRequest
     from gradellm_engine.core.generation import GenerationIterator
@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from gradellm_engine.model.loader import software_versions
     from gradellm_engine.model.quantization import Quantization
     from gradellm_engine.params import (
+        MAX_ALTERNATIVES,
         MAX_STOP_TEXTS,
         AttributionSettings,
         Contrast,
@@ -92,6 +93,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_CHUNK_SIZE",
+    "MAX_ALTERNATIVES",
     "MAX_EVALUATED_METHODS",
     "MAX_EVALUATION_SEQUENCES",
     "MAX_EVALUATION_STEP_TOKENS",
@@ -120,6 +122,7 @@ __all__ = [
     "FollowSettings",
     "FollowedRequest",
     "GenerationIterator",
+    "GivenLogprobs",
     "GradEllm",
     "Gradient",
     "GroupLostError",

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 from zlib import crc32
 
+from gradellm_engine.core.following.agreement import GivenLogprobs
 from gradellm_engine.core.following.request import FollowedRequest
 from gradellm_engine.core.request import Request
 from gradellm_engine.core.request_spec import RequestCall
@@ -144,7 +145,7 @@ class RankZeroScheduler(Scheduler):
             self._calls.append(Cancel(request_id))
         super().cancel(request)
 
-    def append(self, request: FollowedRequest, ids: Sequence[int], logprobs: Sequence[float] = ()) -> None:
+    def append(self, request: FollowedRequest, ids: Sequence[int], logprobs: Sequence[GivenLogprobs] = ()) -> None:
         """See `Scheduler`."""
         super().append(request, ids, logprobs)
         self._calls.append(Append(self._ids[request], tuple(ids)))

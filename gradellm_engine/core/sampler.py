@@ -24,6 +24,21 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True)
+class ComparedLogprobs:
+    """The model's log-probabilities at a token that another engine chose.
+
+    Attributes:
+        chosen: the token's.
+        alternatives: those of the most probable other tokens, the largest first.
+        sum_of_squares: of the probabilities of all tokens.
+    """
+
+    chosen: float
+    alternatives: tuple[float, ...]
+    sum_of_squares: float
+
+
+@dataclass(frozen=True)
 class Distribution:
     """The model's next-token distribution at one step, before temperature, top_k and top_p.
 
@@ -65,10 +80,15 @@ class Distribution:
         logit = self.max_logit if token_id == self.argmax else self.logits[token_id].item()
         return logit - self.logsumexp
 
-    @property
-    def sum_of_squares(self) -> float:
-        """The sum of the squares of all tokens' probabilities."""
-        return float((2 * (self.logits - self.logsumexp)).exp().sum().item())
+    def compared(self, token_id: int, num_alternatives: int) -> ComparedLogprobs:
+        """What another engine's log-probabilities at `token_id` are compared with; one copy brings it from a GPU."""
+        values, ids = self.logits.topk(min(num_alternatives + 1, self.logits.shape[-1]))
+        squares = (2 * (self.logits - self.logsumexp)).exp().sum()
+        numbers = torch.cat([column.double() for column in (squares[None], self.logits[token_id, None], values, ids)])
+        sum_of_squares, chosen, *best = numbers.tolist()
+        top = zip(best[: len(values)], best[len(values) :], strict=True)
+        others = [logit - self.logsumexp for logit, index in top if index != token_id]
+        return ComparedLogprobs(chosen - self.logsumexp, tuple(others[:num_alternatives]), sum_of_squares)
 
     def top(self, count: int) -> tuple[TokenLogprob, ...]:
         """The `count` most probable tokens, the best first."""

@@ -38,6 +38,7 @@ from itertools import accumulate, islice
 
 from torch import Tensor
 
+from gradellm_engine.core.following.agreement import GivenLogprobs
 from gradellm_engine.core.following.request import FollowedRequest
 from gradellm_engine.core.request import DEFAULT_CHUNK_SIZE, Request, RequestPhase, TimingBucket
 from gradellm_engine.core.sampler import Distribution
@@ -112,7 +113,7 @@ class Scheduler:
         if request in self.running:
             self.running.remove(request)
 
-    def append(self, request: FollowedRequest, ids: Sequence[int], logprobs: Sequence[float] = ()) -> None:
+    def append(self, request: FollowedRequest, ids: Sequence[int], logprobs: Sequence[GivenLogprobs] = ()) -> None:
         """Add tokens to a followed request; between two steps, as all three of these methods. See `FollowedRequest`."""
         request.append(ids, logprobs)
 

@@ -6,10 +6,10 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from gradellm.errors import GradellmError, InvalidRequestError
+from gradellm.errors import GradellmError
 from gradellm.explanation.explanation import Collector, Explanation
 from gradellm.following.stream import FollowedStream
-from gradellm.wire.requests import appended
+from gradellm.following.written import written_tokens
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -42,13 +42,16 @@ class AsyncFollowing:
         self._error: GradellmError | None = None
         self._task = asyncio.get_running_loop().create_task(self._run(stream_events))
 
-    async def append(self, ids: Sequence[int], logprobs: Sequence[float | None] | None = None) -> None:
+    async def append(
+        self,
+        ids: Sequence[int],
+        logprobs: Sequence[float | None] | None = None,
+        top_logprobs: Sequence[Sequence[float]] | None = None,
+    ) -> None:
         """Add tokens that the other engine wrote; see `Following.append`."""
-        checked = appended(ids, logprobs)
+        tokens = written_tokens(ids, logprobs, top_logprobs)
         self._raise_error()
-        if self._stream.written[2]:
-            raise InvalidRequestError("append() comes after finish(): a finished completion has no more tokens")
-        self._stream.append(*checked)
+        self._stream.append(tokens)
         self._notify()
 
     async def finish(self) -> None:

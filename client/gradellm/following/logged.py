@@ -44,8 +44,8 @@ class LoggedAnswer:
         if not self.tells_ids:
             return client.attribute(**self.reader.attribute_keywords())
         with client.follow(**self.reader.follow_keywords()) as following:
-            for ids, logprobs in self.reader.take():
-                following.append(ids, logprobs if self.has_free_logprobs else None)
+            for ids, *logprobs in self.reader.take():
+                following.append(ids, *(logprobs if self.has_free_logprobs else ()))
             return following.result()
 
 

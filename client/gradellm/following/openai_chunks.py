@@ -3,7 +3,7 @@
 Ask a vLLM server for token ids and log-probabilities:
 
     chunks = openai_client.chat.completions.create(
-        model=..., messages=messages, stream=True, logprobs=True, extra_body={"return_token_ids": True}
+        model=..., messages=messages, stream=True, logprobs=True, top_logprobs=5, extra_body={"return_token_ids": True}
     )
     for item in client.follow_openai(chunks):
         ...
@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from gradellm.errors import InvalidRequestError
+from gradellm.following.openai_logprobs import field_of, told_logprobs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Iterator, Sequence
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from gradellm.wire.keywords import AttributeKeywords, FollowKeywords
 
 __all__ = ["ChoiceReader", "OpenAIItem", "follow_openai", "follow_openai_async"]
+
+Written = tuple[list[int], list[float | None], list[list[float]]]
+"""Arguments of `Following.append`: ids, log-probabilities, and those of the most probable tokens at each."""
 
 _PROMPTS = ("prompt", "prompt_ids", "messages")
 _FOLLOW_ALONE = ("max_new_tokens", "upstream_dtype", "flush_seconds")
@@ -69,23 +73,23 @@ class ChoiceReader:
     text: str = ""
     prompt_ids: Sequence[int] = ()
     tells_ids: bool = False
-    tokens: list[tuple[list[int], list[float | None]]] = field(default_factory=list)
+    tokens: list[Written] = field(default_factory=list)
 
     def add(self, chunk: Any) -> None:  # noqa: ANN401 (a chunk of the openai package, or a mapping)
         """Take a chunk into account."""
-        self.prompt_ids = self.prompt_ids or _get(chunk, "prompt_token_ids") or ()
-        for choice in _get(chunk, "choices") or ():
-            if (_get(choice, "index") or 0) != self.choice:
+        self.prompt_ids = self.prompt_ids or field_of(chunk, "prompt_token_ids") or ()
+        for choice in field_of(chunk, "choices") or ():
+            if (field_of(choice, "index") or 0) != self.choice:
                 continue
-            self.prompt_ids = self.prompt_ids or _get(choice, "prompt_token_ids") or ()
-            message = _get(choice, "delta") or _get(choice, "message")
-            self.text += _get(message, "content") or _get(choice, "text") or ""
-            if ids := _get(choice, "token_ids"):
+            self.prompt_ids = self.prompt_ids or field_of(choice, "prompt_token_ids") or ()
+            message = field_of(choice, "delta") or field_of(choice, "message")
+            self.text += field_of(message, "content") or field_of(choice, "text") or ""
+            if ids := field_of(choice, "token_ids"):
                 self.tells_ids = True
-                self.tokens.append((list(ids), _logprobs(choice, len(ids))))
+                self.tokens.append((list(ids), *told_logprobs(choice, len(ids))))
 
-    def take(self) -> list[tuple[list[int], list[float | None]]]:
-        """Return the tokens since the last call, with their log-probabilities."""
+    def take(self) -> list[Written]:
+        """Return the tokens since the last call, with their log-probabilities, and those of the most probable ones."""
         tokens, self.tokens = self.tokens, []
         return tokens
 
@@ -123,8 +127,8 @@ def follow_openai(
             if following is None and response.tells_ids:
                 following = client.follow(**response.follow_keywords())
             if following is not None:
-                for ids, logprobs in response.take():
-                    following.append(ids, logprobs)
+                for written in response.take():
+                    following.append(*written)
                 for event in following.poll():
                     yield OpenAIItem(event=event)
         if following is not None:
@@ -151,8 +155,8 @@ async def follow_openai_async(
             if following is None and response.tells_ids:
                 following = client.follow(**response.follow_keywords())
             if following is not None:
-                for ids, logprobs in response.take():
-                    await following.append(ids, logprobs)
+                for written in response.take():
+                    await following.append(*written)
                 for event in following.poll():
                     yield OpenAIItem(event=event)
         if following is not None:
@@ -165,17 +169,3 @@ async def follow_openai_async(
     finally:
         if following is not None:
             await following.aclose()
-
-
-def _logprobs(choice: Any, count: int) -> list[float | None]:  # noqa: ANN401
-    """The log-probabilities of a choice's tokens; None for each where the chunk has not as many."""
-    logprobs = _get(choice, "logprobs")
-    values = _get(logprobs, "token_logprobs")  # of the older completions API
-    if values is None:
-        values = [_get(token, "logprob") for token in _get(logprobs, "content") or ()]
-    return list(values) if len(values) == count else [None] * count
-
-
-def _get(value: Any, name: str) -> Any:  # noqa: ANN401
-    """A field of a chunk, be it an object or a mapping; None where it is absent."""
-    return value.get(name) if isinstance(value, dict) else getattr(value, name, None)

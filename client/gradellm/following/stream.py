@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from gradellm.errors import InvalidRequestError
+from gradellm.following.written import append_request
 from gradellm.transport.resumable_stream import ResumableStream
 from gradellm.v1 import explainer_pb2 as pb
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
+    from gradellm.following.written import WrittenToken
     from gradellm.models import Event
     from gradellm.transport.calls import Call
 
@@ -39,11 +42,11 @@ class CallMessages:
         if not self._has_begun:
             self._has_begun = True
             return pb.FollowRequest(start=self._start)
-        ids, logprobs, is_finished = self._stream.written
-        if len(ids) > self._num_sent:
-            first, self._num_sent = self._num_sent, len(ids)
-            return pb.FollowRequest(append=pb.FollowAppend(ids=ids[first:], logprobs=logprobs[first:]))
-        if is_finished:
+        written = self._stream.written
+        if len(written) > self._num_sent:
+            first, self._num_sent = self._num_sent, len(written)
+            return append_request(written[first:])
+        if self._stream.is_finished:
             self.is_over = True
             return pb.FollowRequest(finish=pb.FollowFinish())
         return None
@@ -54,26 +57,23 @@ class FollowedStream(ResumableStream):
 
     def __init__(self, call: Call[Event | None]) -> None:
         super().__init__(call)
-        self._written_ids: list[int] = []
-        self._written_logprobs: list[float] = []
-        self._is_finished = False
+        self.written: list[WrittenToken] = []
+        """All tokens so far."""
+        self.is_finished = False
+        """Whether there are no more."""
         self._totals: list[tuple[int, pb.AgreementTotal]] = []
         """Agreements so far, each with the number of tokens that it is of."""
         self._messages: CallMessages | None = None
 
-    @property
-    def written(self) -> tuple[Sequence[int], Sequence[float], bool]:
-        """All tokens so far, their log-probabilities, and whether there are no more."""
-        return self._written_ids, self._written_logprobs, self._is_finished
-
-    def append(self, ids: Sequence[int], logprobs: Sequence[float]) -> None:
-        """Add tokens, with a log-probability for each."""
-        self._written_ids += ids
-        self._written_logprobs += logprobs
+    def append(self, tokens: Sequence[WrittenToken]) -> None:
+        """Add tokens. Raises InvalidRequestError after `finish`."""
+        if self.is_finished:
+            raise InvalidRequestError("append() comes after finish(): a finished completion has no more tokens")
+        self.written += tokens
 
     def finish(self) -> None:
         """No more tokens come."""
-        self._is_finished = True
+        self.is_finished = True
 
     def begin_call(self) -> CallMessages:
         """Return the messages of the next call; those of the last one are over."""
@@ -98,8 +98,8 @@ class FollowedStream(ResumableStream):
         resumed = super()._resumed()
         if not isinstance(resumed, pb.FollowStart):
             raise TypeError(f"the first message of Follow is FollowStart, not {type(resumed).__name__}")
-        num_context = min(self._next_attribution, len(self._written_ids))
-        resumed.completion_ids[:] = self._written_ids[:num_context]
+        num_context = min(self._next_attribution, len(self.written))
+        resumed.completion_ids[:] = [token.id for token in self.written[:num_context]]
         known = [total for count, total in self._totals if count <= num_context]
         if known:
             resumed.agreement.CopyFrom(known[-1])

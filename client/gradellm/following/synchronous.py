@@ -6,10 +6,10 @@ import queue
 import threading
 from typing import TYPE_CHECKING, Any
 
-from gradellm.errors import GradellmError, InvalidRequestError
+from gradellm.errors import GradellmError
 from gradellm.explanation.explanation import Collector, Explanation
 from gradellm.following.stream import FollowedStream
-from gradellm.wire.requests import appended
+from gradellm.following.written import written_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -52,20 +52,24 @@ class Following:
         self._thread = threading.Thread(target=self._run, args=(stream_events,), name="gradellm-follow", daemon=True)
         self._thread.start()
 
-    def append(self, ids: Sequence[int], logprobs: Sequence[float | None] | None = None) -> None:
+    def append(
+        self,
+        ids: Sequence[int],
+        logprobs: Sequence[float | None] | None = None,
+        top_logprobs: Sequence[Sequence[float]] | None = None,
+    ) -> None:
         """Add tokens that the other engine wrote, without waiting for anything.
 
         `logprobs` are its log-probabilities of these tokens, natural logarithm, before temperature, top_k and top_p;
-        None for one that is not known.
+        None for one that is not known. `top_logprobs` are, for each token, those of the most probable tokens, with or
+        without its own; they tell another model in fewer tokens.
 
         Raises the error of a call that has failed, and InvalidRequestError after `finish`.
         """
-        checked = appended(ids, logprobs)
+        tokens = written_tokens(ids, logprobs, top_logprobs)
         with self._changed:
             self._raise_error()
-            if self._stream.written[2]:
-                raise InvalidRequestError("append() comes after finish(): a finished completion has no more tokens")
-            self._stream.append(*checked)
+            self._stream.append(tokens)
             self._changed.notify_all()
 
     def finish(self) -> None:

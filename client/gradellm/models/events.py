@@ -69,13 +69,15 @@ class AgreementTotal:
     tokens: int
     """Tokens that were compared."""
     largest: float
-    """The largest difference by magnitude, in nats."""
+    """The largest difference of a token's log-probability by magnitude, in nats."""
     mean: float
-    """The mean difference by magnitude."""
+    """The mean difference of these by magnitude."""
     noise: float
     """The estimated noise in the other engine's logits, in nats."""
     verdict: Verdict | None
     """None for a verdict of a newer server that this client does not know."""
+    logprobs: int = 0
+    """Log-probabilities that were compared, those of alternatives included; 0 from an older server."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -372,12 +372,14 @@ class FollowStart(_message.Message):
     def __init__(self, input: _Optional[_Union[Input, _Mapping]] = ..., attribution: _Optional[_Union[AttributionOptions, _Mapping]] = ..., max_new_tokens: _Optional[int] = ..., flush_seconds: _Optional[float] = ..., upstream_dtype: _Optional[_Union[UpstreamDtype, str]] = ..., num_alternatives: _Optional[int] = ..., completion_ids: _Optional[_Iterable[int]] = ..., agreement: _Optional[_Union[AgreementTotal, _Mapping]] = ...) -> None: ...
 
 class FollowAppend(_message.Message):
-    __slots__ = ("ids", "logprobs")
+    __slots__ = ("ids", "logprobs", "alternative_logprobs")
     IDS_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    ALTERNATIVE_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     ids: _containers.RepeatedScalarFieldContainer[int]
     logprobs: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
+    alternative_logprobs: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., alternative_logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class FollowFinish(_message.Message):
     __slots__ = ()
@@ -416,18 +418,20 @@ class Agreement(_message.Message):
     def __init__(self, first_token: _Optional[int] = ..., tokens: _Optional[int] = ..., largest: _Optional[float] = ..., mean: _Optional[float] = ..., total: _Optional[_Union[AgreementTotal, _Mapping]] = ...) -> None: ...
 
 class AgreementTotal(_message.Message):
-    __slots__ = ("tokens", "largest", "mean", "noise", "verdict")
+    __slots__ = ("tokens", "largest", "mean", "noise", "verdict", "logprobs")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     LARGEST_FIELD_NUMBER: _ClassVar[int]
     MEAN_FIELD_NUMBER: _ClassVar[int]
     NOISE_FIELD_NUMBER: _ClassVar[int]
     VERDICT_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     tokens: int
     largest: float
     mean: float
     noise: float
     verdict: Verdict
-    def __init__(self, tokens: _Optional[int] = ..., largest: _Optional[float] = ..., mean: _Optional[float] = ..., noise: _Optional[float] = ..., verdict: _Optional[_Union[Verdict, str]] = ...) -> None: ...
+    logprobs: int
+    def __init__(self, tokens: _Optional[int] = ..., largest: _Optional[float] = ..., mean: _Optional[float] = ..., noise: _Optional[float] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., logprobs: _Optional[int] = ...) -> None: ...
 
 class EvaluateRequest(_message.Message):
     __slots__ = ("input", "completion", "completion_ids", "labels", "generation", "evaluation")

@@ -7,7 +7,6 @@ names its keyword.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from gradellm.errors import InvalidRequestError
@@ -28,7 +27,6 @@ from gradellm.wire.keywords import (
 from gradellm.wire.token_selection import token_selection
 
 __all__ = [
-    "appended",
     "attribute_request",
     "attribution_options",
     "deadline",
@@ -104,19 +102,6 @@ def follow_request(prompt: str | None, keywords: FollowKeywords) -> pb.FollowSta
         upstream_dtype=validation.enum_value(pb.UpstreamDtype, "upstream_dtype", keywords),
         num_alternatives=validation.optional(validation.int32, "num_alternatives", keywords),
     )
-
-
-def appended(ids: Sequence[int], logprobs: Sequence[float | None] | None) -> tuple[list[int], list[float]]:
-    """Return the tokens of `append` and a log-probability for each, NaN where it is not known."""
-    checked = validation.int32s("ids", ids)
-    if logprobs is None:
-        return checked, [math.nan] * len(checked)
-    values = validation.as_list("logprobs", logprobs)
-    if len(values) != len(checked):
-        raise InvalidRequestError.of(
-            "logprobs", f"are {len(values)} for {len(checked)} ids; give one for each, or none"
-        )
-    return checked, [math.nan if value is None else validation.number("logprobs", value) for value in values]
 
 
 def tokenize_request(prompt: str | None, keywords: TokenizeKeywords) -> pb.TokenizeRequest:

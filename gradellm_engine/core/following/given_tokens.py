@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gradellm_engine.core.following.agreement import Agreement, NumberFormat, Verdict
+from gradellm_engine.core.following.agreement import Agreement, GivenLogprobs, NumberFormat, Verdict
 from gradellm_engine.core.sampler import Distribution
 from gradellm_engine.errors import InvalidRequestError
 
@@ -71,15 +70,15 @@ class GivenTokens:
         self.ids = list(ids)
         self.is_open = following is not None
         self._following = following
-        self._logprobs: dict[int, float] = {}  # of tokens that are to be compared
+        self._logprobs: dict[int, GivenLogprobs] = {}  # of tokens that are to be compared
         self.agreement = following.agreement if following else Agreement()
         self._since, self._first = Agreement(), 0  # the last chunk, from this token on
         self._num_flushed = num_read
 
-    def append(self, ids: Sequence[int], logprobs: Sequence[float]) -> None:
-        """Add tokens, with the other engine's log-probabilities, NaN where one is not known, or without."""
-        known = enumerate(logprobs, start=len(self.ids))
-        self._logprobs.update((index, logprob) for index, logprob in known if not math.isnan(logprob))
+    def append(self, ids: Sequence[int], logprobs: Sequence[GivenLogprobs]) -> None:
+        """Add tokens, with the other engine's log-probabilities at each, or without."""
+        given = enumerate(logprobs, start=len(self.ids))
+        self._logprobs.update((index, each) for index, each in given if each.is_known)
         self.ids += ids
 
     def flush(self) -> None:
@@ -96,13 +95,12 @@ class GivenTokens:
         return left > 0 and (not self.is_open or left >= chunk_size or done < self._num_flushed)
 
     def compare(self, index: int, distribution: Distribution) -> None:
-        """Compare a token's given log-probability with the model's own; nothing where none was given."""
+        """Compare the log-probabilities that were given at a token with the model's own; nothing where none were."""
         if (given := self._logprobs.pop(index, None)) is None:
             return
         if not self._since.num_tokens:
             self._first = index
-        own = distribution.logprob(self.ids[index])
-        self._since += Agreement.of(given, own, distribution.sum_of_squares)
+        self._since += Agreement.of(given, distribution.compared(self.ids[index], len(given.alternatives)))
 
     def take_agreement(self) -> tuple[int, Agreement] | None:
         """The agreement since the last call, with its first token's index; None where nothing was compared."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gradellm_engine.core.following.agreement import GivenLogprobs
 from gradellm_engine.core.outputs import ChunkAgreement
 from gradellm_engine.core.request import Request
 from gradellm_engine.core.request_spec import RequestSpec
@@ -28,8 +29,8 @@ class FollowedRequest(Request):
         self._is_chunked = False  # tokens between selected ones delay no row: it is replayed once it can be
         self.num_slot_tokens = min(self.num_tokens + self._num_forced_left + FIRST_SLOT_TOKENS, self.max_num_tokens)
 
-    def append(self, ids: Sequence[int], logprobs: Sequence[float]) -> None:
-        """Add tokens that the other engine wrote, and its log-probability of each, NaN where it is not known.
+    def append(self, ids: Sequence[int], logprobs: Sequence[GivenLogprobs]) -> None:
+        """Add tokens that the other engine wrote, and its log-probabilities at each.
 
         Args:
             ids: tokens of the vocabulary.

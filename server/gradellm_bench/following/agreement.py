@@ -26,6 +26,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from gradellm.following.openai_logprobs import told_logprobs
+from gradellm.following.written import WrittenToken, written_tokens
 from gradellm_bench.study.document_chats import document_chat
 from gradellm_engine import (
     Agreement,
@@ -33,6 +35,7 @@ from gradellm_engine import (
     ChunkAgreement,
     Engine,
     FollowSettings,
+    GivenLogprobs,
     Message,
     NumberFormat,
     Prompt,
@@ -50,8 +53,8 @@ GROUP = 128
 SERVER_SECONDS = 120.0
 
 
-Written = tuple[list[int], list[float]]
-"""Token ids, with a log-probability for each."""
+Written = tuple[list[int], list[GivenLogprobs]]
+"""Token ids, with the engine's log-probabilities at each."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def other_engine(path: str, number_format: NumberFormat, noise: float, layer: in
 
 
 @torch.inference_mode()
-def write(model: PreTrainedModel, ids: list[int], seed: int) -> Written:
+def write(model: PreTrainedModel, num_alternatives: int, ids: list[int], seed: int) -> Written:
     """What the other engine writes after a prompt, sampled, with log-probabilities."""
     torch.manual_seed(seed)
     prompt = torch.tensor([ids])
@@ -119,13 +122,18 @@ def write(model: PreTrainedModel, ids: list[int], seed: int) -> Written:
         pad_token_id=0,
     )
     written = output.sequences[0, len(ids) :].tolist()
-    logprobs = [
-        float(logits[0].float().log_softmax(-1)[token]) for logits, token in zip(output.logits, written, strict=True)
-    ]
-    return written, logprobs
+    rows = [logits[0].float().log_softmax(-1) for logits in output.logits]
+    chosen = [row[token].item() for row, token in zip(rows, written, strict=True)]
+    top = [row.topk(num_alternatives + 1).values.tolist() for row in rows]
+    return _given(written_tokens(written, chosen, top), num_alternatives)
 
 
-def write_by_server(url: str, ids: list[int], seed: int) -> Written:
+def _given(tokens: list[WrittenToken], num_alternatives: int) -> Written:
+    logprobs = [GivenLogprobs(token.logprob, token.alternatives[:num_alternatives]) for token in tokens]
+    return [token.id for token in tokens], logprobs
+
+
+def write_by_server(url: str, num_alternatives: int, ids: list[int], seed: int) -> Written:
     """What a server of OpenAI's API writes after a prompt, sampled, with log-probabilities."""
     body = {
         "model": _model_name(url),
@@ -133,7 +141,7 @@ def write_by_server(url: str, ids: list[int], seed: int) -> Written:
         "max_tokens": NUM_TOKENS,
         "temperature": 1.0,
         "seed": seed,
-        "logprobs": 1,
+        "logprobs": num_alternatives + 1,
         "return_token_ids": True,
         "ignore_eos": True,
     }
@@ -142,7 +150,8 @@ def write_by_server(url: str, ids: list[int], seed: int) -> Written:
     )
     with urllib.request.urlopen(request, timeout=SERVER_SECONDS) as response:  # noqa: S310
         (choice,) = json.load(response)["choices"]
-    return choice["token_ids"], choice["logprobs"]["token_logprobs"]
+    written = choice["token_ids"]
+    return _given(written_tokens(written, *told_logprobs(choice, len(written))), num_alternatives)
 
 
 @cache
@@ -202,6 +211,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--generator", choices=("boxes", "notes"), default="notes", help="default: %(default)s")
     parser.add_argument("--noise", type=float, default=0.05, metavar="SHARE", help="default: %(default)s")
     parser.add_argument("--layer", type=int, default=15, metavar="N", help="with the noise (default: %(default)s)")
+    parser.add_argument(
+        "--alternatives", type=int, default=4, metavar="N", help="of each token, compared too (default: %(default)s)"
+    )
+    parser.add_argument("--engine-dtype", default="float32", metavar="D", help="of our engine (default: %(default)s)")
     parser.add_argument("--url", metavar="URL", help="of a server of OpenAI's API, such as http://localhost:8000/v1")
     parser.add_argument("--save", type=Path, metavar="DIR", help="write the checkpoint with noise, and measure nothing")
     options = parser.parse_args(arguments)
@@ -209,7 +222,7 @@ def main(arguments: list[str] | None = None) -> int:
         other_engine(options.model, NumberFormat.FLOAT32, options.noise, options.layer).save_pretrained(options.save)
         AutoTokenizer.from_pretrained(options.model).save_pretrained(options.save)
         return 0
-    engine = Engine.load(options.model, dtype="float32", max_running=1)
+    engine = Engine.load(options.model, dtype=options.engine_dtype, max_running=1)
     rows = dict(measure(engine, options))
     print(table(rows))
     return 0
@@ -227,12 +240,12 @@ def measure(engine: Engine, options: argparse.Namespace) -> Iterator[tuple[str, 
     for number_format in options.dtypes:
         if options.url is not None:
             name = f"{_model_name(options.url)} in {number_format}"
-            yield name, judged(number_format, partial(write_by_server, options.url))
+            yield name, judged(number_format, partial(write_by_server, options.url, options.alternatives))
             continue
         for noise in (0.0, options.noise):
             model = other_engine(options.model, number_format, noise, options.layer)
             name = f"{number_format}{f', noise of {noise:g}' if noise else ''}"
-            yield name, judged(number_format, partial(write, model))
+            yield name, judged(number_format, partial(write, model, options.alternatives))
 
 
 if __name__ == "__main__":

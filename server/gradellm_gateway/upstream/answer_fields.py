@@ -1,20 +1,24 @@
 """What is asked of the upstream beside what its caller asked: token ids and log-probabilities.
 
-They are read from its answers, and taken out of them again. vLLM has both (`return_token_ids`); fields that it sends
+They are read from its answers, and taken out of them again: log-probabilities of the tokens, and of the most probable
+ones at each, by which other weights show. vLLM has both (`return_token_ids`); fields that it sends
 with null where they are not asked for are null again, others are absent. Where its parsers hold text back, as at the
 beginning of a tool call, it sends chunks with nothing but ids, which are not passed on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["AnswerFields", "ChoiceTokens", "MalformedAnswerError"]
+from gradellm.following.openai_logprobs import told_logprobs
+from gradellm.following.openai_requests import constrains_sampling
 
+__all__ = ["NUM_TOP_LOGPROBS", "AnswerFields", "ChoiceTokens", "MalformedAnswerError"]
+
+NUM_TOP_LOGPROBS = 5
 _MAX_ID = 1 << 31
-_UNKNOWN_LOGPROB = -9999.0  # vLLM's for one that JSON cannot have
 
 
 class MalformedAnswerError(Exception):
@@ -28,7 +32,8 @@ class ChoiceTokens:
     Attributes:
         index: the choice's.
         ids: its new tokens; None where the upstream tells none.
-        logprobs: one a token, None for one that is not known; or None.
+        logprobs: one a token, None for one that is not known.
+        top_logprobs: for each token those of the most probable ones, as far as they are told.
         content: new text of the message's content.
         reasoning: new text of its reasoning, where the upstream has that apart.
         is_finished: whether it has a finish reason.
@@ -36,7 +41,8 @@ class ChoiceTokens:
 
     index: int
     ids: tuple[int, ...] | None
-    logprobs: tuple[float | None, ...] | None
+    logprobs: Sequence[float | None] = ()
+    top_logprobs: Sequence[Sequence[float]] = ()
     content: str = ""
     reasoning: str = ""
     is_finished: bool = False
@@ -48,14 +54,17 @@ class AnswerFields:
     Args:
         body: the caller's request, `gradellm` included.
         asks_for_ids: whether the upstream is asked for ids and log-probabilities.
+        asks_for_top: whether also for those of the most probable tokens.
     """
 
-    def __init__(self, body: Mapping[str, Any], *, asks_for_ids: bool) -> None:
+    def __init__(self, body: Mapping[str, Any], *, asks_for_ids: bool, asks_for_top: bool = False) -> None:
         self._body = body
         self._adds_ids = asks_for_ids and body.get("return_token_ids") is not True
         # Where one of these stands without `logprobs` the upstream refuses the request, which adding it would hide.
         needs_logprobs = any(body.get(name) for name in ("top_logprobs", "logprob_token_ids"))
         self._adds_logprobs = asks_for_ids and not body.get("logprobs") and not needs_logprobs
+        is_compared = (self._adds_logprobs or body.get("logprobs") is True) and not constrains_sampling(body)
+        self._adds_top = asks_for_top and is_compared and not body.get("top_logprobs")
         self._has_null_logprobs = True  # in choices without log-probabilities
 
     def request(self) -> dict[str, Any]:
@@ -65,6 +74,8 @@ class AnswerFields:
             body["return_token_ids"] = True
         if self._adds_logprobs:
             body["logprobs"] = True
+        if self._adds_top:
+            body["top_logprobs"] = NUM_TOP_LOGPROBS
         return body
 
     def prompt_ids(self, answer: Mapping[str, Any]) -> tuple[int, ...] | None:
@@ -112,7 +123,18 @@ class AnswerFields:
                 choice["logprobs"] = None
             else:
                 del choice["logprobs"]
+        elif self._adds_top and isinstance(told := choice.get("logprobs"), dict):
+            choice["logprobs"] = _without_top(told)
         return choice
+
+
+def _without_top(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a choice's log-probabilities without those of the most probable tokens."""
+    content = told.get("content")
+    if not isinstance(content, list):
+        return dict(told)
+    tokens = [{**token, "top_logprobs": []} if isinstance(token, Mapping) else token for token in content]
+    return {**told, "content": tokens}
 
 
 def _choice(choice: object) -> ChoiceTokens:
@@ -127,10 +149,10 @@ def _choice(choice: object) -> ChoiceTokens:
     return ChoiceTokens(
         index,
         ids,
-        None if ids is None else _logprobs(choice.get("logprobs"), len(ids)),
-        _text(message, "content"),
-        _text(message, "reasoning") or _text(message, "reasoning_content"),
-        choice.get("finish_reason") is not None,
+        *told_logprobs(choice, len(ids or ())),
+        content=_text(message, "content"),
+        reasoning=_text(message, "reasoning") or _text(message, "reasoning_content"),
+        is_finished=choice.get("finish_reason") is not None,
     )
 
 
@@ -145,14 +167,3 @@ def _ids(value: object) -> tuple[int, ...] | None:
     if not isinstance(value, list) or not all(type(each) is int and 0 <= each < _MAX_ID for each in value):
         raise MalformedAnswerError("has token ids that are no list of integers from 0")
     return tuple(value)
-
-
-def _logprobs(value: object, count: int) -> tuple[float | None, ...] | None:
-    """Return a choice's log-probabilities, one for each of `count` tokens, None for one that is not known; or None."""
-    content = value.get("content") if isinstance(value, Mapping) else None
-    if not isinstance(content, list) or len(content) != count:
-        return None
-    found = (each.get("logprob") if isinstance(each, Mapping) else None for each in content)
-    return tuple(
-        min(float(each), 0.0) if isinstance(each, int | float) and each > _UNKNOWN_LOGPROB else None for each in found
-    )

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradellm import AsyncClient, GradellmError
+from gradellm_gateway.upstream.answer_fields import NUM_TOP_LOGPROBS
 from gradellm_gateway.upstream.connection import Upstream, UpstreamError
 from gradellm_gateway.upstream.provenance import Compared
 
@@ -47,12 +48,14 @@ class Comparison:
         tokenizer: whether it is the explainer's.
         template: whether the chat template is.
         tells_ids: whether the upstream returns token ids of its answers.
+        tells_top: whether also log-probabilities of the most probable tokens: vLLM's `--max-logprobs` limits them.
     """
 
     model: str
     tokenizer: Compared
     template: Compared
     tells_ids: bool
+    tells_top: bool
 
 
 class ModelComparison:
@@ -109,7 +112,8 @@ class ModelComparison:
                 differ = f"their tokenizers differ ({len(found)} and {len(own)} tokens for {text[:20]!r}...)"
                 raise self._other_model(model, info.model.name, differ)
             tokenizer = "same"
-        probe = await self._prompt_of_a_chat(model)
+        with_top = await self._prompt_of_a_chat(model, top_logprobs=NUM_TOP_LOGPROBS)
+        probe = with_top or await self._prompt_of_a_chat(model)
         chat = probe or await self._tokenize(model, messages=CHAT, add_generation_prompt=True)
         if chat is not None and info.model.has_chat_template:
             own = [token.id for token in (await self._explainer.tokenize(messages=CHAT)).tokens]
@@ -118,7 +122,7 @@ class ModelComparison:
                 tokenizer = "same"
             elif tokenizer == "not proved":
                 await self._check_decoded(chat, model, info.model.name)
-        return Comparison(model, tokenizer, template, tells_ids=probe is not None)
+        return Comparison(model, tokenizer, template, tells_ids=probe is not None, tells_top=with_top is not None)
 
     async def _model(self) -> str:
         """Return the upstream's model. Raises UpstreamError while it is not ready."""
@@ -135,9 +139,9 @@ class ModelComparison:
         status, answer = await self._upstream.beside().call("POST", "/tokenize", {**_named(model), **what})
         return _ids(answer, "tokens") if status == 200 else None
 
-    async def _prompt_of_a_chat(self, model: str) -> list[int] | None:
-        """Return the ids of a chat's prompt; None for an upstream that tells no ids."""
-        asked = {"return_token_ids": True, "logprobs": True, "max_tokens": 1, "temperature": 0}
+    async def _prompt_of_a_chat(self, model: str, **more: int) -> list[int] | None:
+        """Return the ids of a chat's prompt; None for an upstream that tells no ids, or refuses what is asked."""
+        asked = {"return_token_ids": True, "logprobs": True, "max_tokens": 1, "temperature": 0, **more}
         body = {**_named(model), "messages": CHAT, **asked}
         status, answer = await self._upstream.call("POST", "/chat/completions", body)
         return _ids(answer, "prompt_token_ids") if status == 200 else None

@@ -206,8 +206,8 @@ class ChoiceFollower:
             self._has_more.clear()
             pending, self._pending = self._pending, []
             for tokens in pending:
-                logprobs = tokens.logprobs if self._request.has_free_logprobs else None
-                await following.append(tokens.ids or (), logprobs)
+                logprobs = (tokens.logprobs, tokens.top_logprobs) if self._request.has_free_logprobs else ()
+                await following.append(tokens.ids or (), *logprobs)
             if self._has_ended and not self._pending:
                 await following.finish()
                 return

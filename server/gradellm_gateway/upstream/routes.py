@@ -105,7 +105,7 @@ class UpstreamRoutes:
             waiting = UnavailableError(f"chats are not explained yet: {self._comparison.missing}")
             waiting.retry_after_seconds = 2.0
             raise waiting
-        fields = AnswerFields(body, asks_for_ids=found.tells_ids)
+        fields = AnswerFields(body, asks_for_ids=found.tells_ids, asks_for_top=found.tells_top)
         provenance = UpstreamProvenance(self._settings.dtype, found.tokenizer)
         trace = trace_context(caller.headers)
         explainer = self._explainer.with_metadata(trace) if trace else self._explainer

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from gradellm_engine import FollowedRequest
+from gradellm_engine import FollowedRequest, GivenLogprobs
 
 Clock = Callable[[], float]
 
@@ -15,7 +15,7 @@ Clock = Callable[[], float]
 class FollowScheduler(Protocol):
     """The calls of the engine's scheduler for followed requests."""
 
-    def append(self, request: FollowedRequest, ids: Sequence[int], logprobs: Sequence[float]) -> None:
+    def append(self, request: FollowedRequest, ids: Sequence[int], logprobs: Sequence[GivenLogprobs]) -> None:
         """Add tokens."""
 
     def flush(self, request: FollowedRequest) -> None:
@@ -35,12 +35,12 @@ class FollowFeed:
         self._flush_seconds, self._now = flush_seconds, now
         self._lock = threading.Lock()
         self._ids: list[int] = []
-        self._logprobs: list[float] = []
+        self._logprobs: list[GivenLogprobs] = []
         self._is_finished = self._finish_is_applied = False
         self._flush_at: float | None = None
 
-    def append(self, ids: Sequence[int], logprobs: Sequence[float]) -> None:
-        """Add tokens, with a log-probability for each, NaN where it is not known."""
+    def append(self, ids: Sequence[int], logprobs: Sequence[GivenLogprobs]) -> None:
+        """Add tokens, with the other engine's log-probabilities at each."""
         with self._lock:
             self._ids += ids
             self._logprobs += logprobs

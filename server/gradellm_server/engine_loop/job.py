@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
-from gradellm_engine import Engine, Event, Request
+from gradellm_engine import Engine, Event, GivenLogprobs, Request
 from gradellm_server.engine_loop.errors import SlowConsumerError
 from gradellm_server.engine_loop.follow_feed import FollowFeed
 from gradellm_server.engine_loop.response_queue import ResponseQueue
@@ -69,7 +69,7 @@ class Job(Generic[Response]):
     def __aiter__(self) -> AsyncIterator[Response]:
         return aiter(self.responses)
 
-    def append(self, ids: Sequence[int], logprobs: Sequence[float]) -> None:
+    def append(self, ids: Sequence[int], logprobs: Sequence[GivenLogprobs]) -> None:
         """Add tokens to a followed request."""
         if self.feed is not None:
             self.feed.append(ids, logprobs)

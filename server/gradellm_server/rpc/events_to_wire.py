@@ -136,6 +136,7 @@ def _agreement_total(total: Agreement, verdict: Verdict) -> pb.AgreementTotal:
         largest=total.largest,
         mean=total.mean,
         noise=total.noise,
+        logprobs=total.num_logprobs,
         verdict=number_of(pb.Verdict, verdict),  # type: ignore[arg-type]
     )
 

@@ -13,7 +13,8 @@ from gradellm_engine import Engine, InvalidRequestError
 from gradellm_server.engine_loop.errors import FollowIdleError
 from gradellm_server.engine_loop.job import Job
 from gradellm_server.observability.call_stats import CallStats
-from gradellm_server.rpc.requests_from_wire import parse, read_appended
+from gradellm_server.rpc.follow_from_wire import read_appended
+from gradellm_server.rpc.requests_from_wire import parse
 
 DEFAULT_FLUSH_SECONDS = 0.25
 MAX_FLUSH_SECONDS = 60.0

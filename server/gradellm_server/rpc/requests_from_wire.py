@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -14,18 +13,15 @@ from gradellm_engine import (
     MAX_LABELS,
     MAX_PIS,
     MAX_STOP_TEXTS,
-    Agreement,
     AttributionSettings,
     Contrast,
     Delivery,
     EvaluatedMethod,
     EvaluationSettings,
-    FollowSettings,
     GradEllm,
     InvalidRequestError,
     MessageSpan,
     Metric,
-    NumberFormat,
     Perturb,
     PromptInput,
     PromptLimits,
@@ -36,7 +32,6 @@ from gradellm_engine import (
     Segment,
     Sources,
     TokenSelection,
-    check_token_ids,
     method_named,
 )
 from gradellm_engine import Message as ChatMessage
@@ -47,8 +42,6 @@ NUMERIC_SWITCHES = ("steps", "samples", "seed", "layer")
 # The fields that choose what an attribution is: where one of them is set, no default applies.
 _CHOICES = frozenset({"method", "preset", "layers", "baseline_ids", *SWITCH_ENUMS, *NUMERIC_SWITCHES})
 NO_MEANING_IN_EVALUATE = "has no meaning in Evaluate, which perturbs each token of the prompt and looks at what follows"
-
-MAX_LOGPROB = 1e-3  # rounding puts that of a certain token a little above 0
 
 RequestMessage = TypeVar("RequestMessage", bound=Message)
 
@@ -116,47 +109,6 @@ def read_attribution(request: pb.AttributionOptions) -> AttributionSettings:
         tokens=_tokens(request.tokens),
         **set_fields(request, "target_token_id", "top_k_sources", "chunk_size"),
     )
-
-
-def read_follow_settings(request: pb.FollowStart) -> FollowSettings:
-    """The settings of a call of Follow, but for prompt and attribution."""
-    theirs = choice(NumberFormat, pb.UpstreamDtype, request, "upstream_dtype", "start")
-    total = request.agreement
-    numbers = (total.largest, total.mean, total.noise)
-    if total.tokens < 0 or not all(0 <= number < math.inf for number in numbers):
-        raise InvalidRequestError("start.agreement", "its numbers must be finite and not negative")
-    return FollowSettings(
-        **set_fields(request, "max_new_tokens"),
-        upstream_dtype=theirs or NumberFormat.BFLOAT16,
-        num_alternatives=request.num_alternatives,
-        ids=tuple(request.completion_ids),
-        agreement=Agreement.resumed(total.tokens, total.largest, total.mean, total.noise),
-    )
-
-
-def read_appended(request: pb.FollowAppend, vocab_size: int, max_tokens: int) -> tuple[Sequence[int], Sequence[float]]:
-    """The tokens of a message to Follow, and as many log-probabilities, NaN where they are not known.
-
-    Raises:
-        InvalidRequestError: if there are more than `max_tokens`, one is not in the vocabulary, or the numbers are not
-            log-probabilities.
-    """
-    ids, logprobs = request.ids, request.logprobs
-    if len(ids) > max_tokens:
-        raise InvalidRequestError(
-            "append.ids", f"{len(ids):,} tokens; the limit of a completion is {max_tokens:,}: send fewer"
-        )
-    if logprobs and len(logprobs) != len(ids):
-        raise InvalidRequestError(
-            "append.logprobs", f"are {len(logprobs)} for {len(ids)} ids; give one for each, or none"
-        )
-    check_token_ids("append.ids", ids, vocab_size)
-    for index, logprob in enumerate(logprobs):
-        if logprob > MAX_LOGPROB or logprob == -math.inf:
-            raise InvalidRequestError(
-                f"append.logprobs[{index}]", f"{logprob:g} is not a log-probability: at most 0, finite or NaN"
-            )
-    return list(ids), list(logprobs) or [math.nan] * len(ids)
 
 
 def name_presets(request: Message, default: str, recommended: str) -> None:

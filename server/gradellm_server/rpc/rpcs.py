@@ -9,10 +9,10 @@ from google.protobuf.message import Message
 from gradellm.v1 import explainer_pb2 as pb
 from gradellm_engine import Engine, FollowedRequest, InvalidRequestError, Request
 from gradellm_server.rpc.events_to_wire import add_prompt_tokens
+from gradellm_server.rpc.follow_from_wire import read_follow_settings
 from gradellm_server.rpc.requests_from_wire import (
     read_attribution,
     read_evaluation,
-    read_follow_settings,
     read_input,
     read_sampling,
 )

@@ -40,7 +40,7 @@ def test_noise() -> None:
 
 
 def test_table() -> None:
-    judged = [Judged(Agreement.resumed(32, 0.1, 0.05, noise), Verdict.SAME) for noise in (0.1, 0.3, 0.2)]
+    judged = [Judged(Agreement.resumed(32, 0.1, 0.05, 32, noise), Verdict.SAME) for noise in (0.1, 0.3, 0.2)]
     judged.append(Judged(Agreement(), Verdict.DIFFERENT))
     last = table({"bfloat16": judged}).splitlines()[-1]
     assert last == "| bfloat16 | 4 | 0.2000 | 0.2000 | 0.3000 | 1 different, 3 same |"

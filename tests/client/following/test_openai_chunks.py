@@ -19,7 +19,7 @@ CHUNKS: list[dict[str, Any]] = [
                 "index": 0,
                 "delta": {"content": "ab"},
                 "token_ids": [5, 6],
-                "logprobs": {"content": [{"logprob": -0.5}, {"logprob": -1.5}]},
+                "logprobs": {"content": [{"logprob": -0.5, "top_logprobs": [{"logprob": -2.5}]}, {"logprob": -1.5}]},
             },
             {"index": 1, "delta": {"content": "no"}, "token_ids": [9]},
         ]
@@ -53,6 +53,7 @@ def test_ids_and_logprobs(fake: FakeServer) -> None:
     logprobs = [logprob for append in appended for logprob in append.logprobs]
     assert logprobs[:2] == [-0.5, -1.5]
     assert logprobs[2] != logprobs[2]  # NaN: it was not told
+    assert next(value for append in appended for value in append.alternative_logprobs) == -2.5
 
 
 def test_of_the_older_api(fake: FakeServer) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from client.conftest import started
 from gradellm.following.stream import CallMessages, FollowedStream
+from gradellm.following.written import WrittenToken
 from gradellm.transport import calls
 from gradellm.v1 import explainer_pb2 as pb
 
@@ -34,15 +35,15 @@ def test_messages_of_one_call() -> None:
     assert kinds(first) == ["start"]
     assert first[0].start.input.prompt == "Once upon a time"
     assert first[0].start.num_alternatives == 1
-    followed.append([5, 6], [-1.0, math.nan])
-    followed.append([7], [-2.0])
+    followed.append([WrittenToken(5, -1.0), WrittenToken(6)])
+    followed.append([WrittenToken(7, -2.0)])
     (appended,) = taken(messages)  # one message of all that has come
     assert list(appended.append.ids) == [5, 6, 7]
     assert appended.append.logprobs[0] == -1.0
     assert math.isnan(appended.append.logprobs[1])
     assert taken(messages) == []
     assert not messages.is_over
-    followed.append([8], [-1.0])
+    followed.append([WrittenToken(8, -1.0)])
     followed.finish()
     assert kinds(taken(messages)) == ["append", "finish"]
     assert messages.is_over
@@ -52,7 +53,7 @@ def test_messages_of_one_call() -> None:
 def test_another_call_begins_at_the_first_token_without_attribution() -> None:
     followed = stream()
     messages = followed.begin_call()
-    followed.append([5, 6, 7, 8], [-1.0, -2.0, -3.0, -4.0])
+    followed.append([WrittenToken(5, -1.0), WrittenToken(6, -2.0), WrittenToken(7, -3.0), WrittenToken(8, -4.0)])
     taken(messages)
 
     def receive(**event: Any) -> None:

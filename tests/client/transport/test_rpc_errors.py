@@ -46,6 +46,7 @@ def retry_info(milliseconds: int) -> error_details_pb2.RetryInfo:
         (Code.RESOURCE_EXHAUSTED, "the queue is full", errors.OverloadedError),
         (Code.RESOURCE_EXHAUSTED, "Received message larger than max (5 vs. 4)", errors.InvalidRequestError),
         (Code.INTERNAL, "Received RST_STREAM with error code 2", errors.UnavailableError),
+        (Code.INTERNAL, "Internal error from Core", errors.UnavailableError),
         (Code.UNKNOWN, "Stream removed", errors.UnavailableError),
         (Code.INTERNAL, "Connection reset by peer", errors.UnavailableError),
         (Code.INTERNAL, "the kernel failed", errors.ServerError),

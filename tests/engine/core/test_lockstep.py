@@ -24,7 +24,7 @@ from gradellm_engine import (
     Request,
     Sampling,
 )
-from gradellm_engine.core.following.agreement import NumberFormat
+from gradellm_engine.core.following.agreement import GivenLogprobs, NumberFormat
 from gradellm_engine.core.following.given_tokens import FollowSettings
 from gradellm_engine.core.lockstep import (
     Admit,
@@ -265,7 +265,7 @@ def test_a_followed_request(engine: Engine) -> None:
     scheduler.submit(request)
     ids = engine.tokenize(" a time there was").ids[1:]
     for first in range(0, len(ids), 5):
-        scheduler.append(request, ids[first : first + 5], [-1.0] * len(ids[first : first + 5]))
+        scheduler.append(request, ids[first : first + 5], [GivenLogprobs(-1.0)] * len(ids[first : first + 5]))
         while scheduler.has_work():
             list(scheduler.step())
     scheduler.flush(request)

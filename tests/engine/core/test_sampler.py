@@ -181,3 +181,15 @@ def test_half_precision_is_widened(dtype: torch.dtype) -> None:
     distribution = distribution_of(torch.zeros(3, dtype=dtype), 0)
     assert distribution.logits.dtype == torch.float32
     assert math.isclose(distribution.logprob(0), -math.log(3), rel_tol=1e-6)
+
+
+@given(tensor_seeds, st.integers(1, 12), st.integers(0, 15), st.data())
+def test_compared_logprobs(normal: Normal, seed: int, V: int, count: int, data: st.DataObject) -> None:
+    logits = normal(seed, V).double() * 3
+    token = data.draw(st.integers(0, V - 1))
+    expected = logits.log_softmax(-1)
+    others = sorted((value for i, value in enumerate(expected.tolist()) if i != token), reverse=True)
+    found = distribution_of(logits, 0).compared(token, count)
+    assert found.chosen == pytest.approx(expected[token].item(), abs=1e-9)
+    assert found.alternatives == pytest.approx(others[:count], abs=1e-9)
+    assert found.sum_of_squares == pytest.approx(expected.exp().square().sum().item())

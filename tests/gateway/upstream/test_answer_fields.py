@@ -57,6 +57,35 @@ def test_what_the_caller_asked_for_stays() -> None:
     assert fields.stripped(chunk) == chunk
 
 
+TOP = {"content": [{"token": "a", "logprob": -0.5, "top_logprobs": [{"token": "a", "logprob": -0.5}]}]}
+
+
+def test_the_most_probable_tokens_are_asked_for_and_taken_out() -> None:
+    asked = AnswerFields({}, asks_for_ids=True, asks_for_top=True)
+    assert asked.request()["top_logprobs"] == 5
+    assert asked.choices({"choices": [choice(logprobs=TOP)]})[0].top_logprobs == [[-0.5]]
+    (stripped,) = (asked.stripped({"choices": [choice(logprobs=TOP)]}) or {})["choices"]
+    assert stripped["logprobs"] is None
+    fields = AnswerFields({"logprobs": True}, asks_for_ids=True, asks_for_top=True)
+    assert fields.request()["top_logprobs"] == 5
+    (stripped,) = (fields.stripped({"choices": [choice(logprobs=TOP)]}) or {})["choices"]
+    assert stripped["logprobs"]["content"] == [{"token": "a", "logprob": -0.5, "top_logprobs": []}]
+    for malformed in ({"content": None}, {"content": [3]}):
+        (stripped,) = (fields.stripped({"choices": [choice(logprobs=malformed)]}) or {})["choices"]
+        assert stripped["logprobs"] == malformed
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"logprobs": True, "top_logprobs": 2}, {"response_format": {"type": "json_object"}}, {"logit_bias": {"1": 1}}],
+)
+def test_they_are_not_asked_for_where_that_says_nothing(body: dict[str, Any]) -> None:
+    fields = AnswerFields(body, asks_for_ids=True, asks_for_top=True)
+    assert fields.request().get("top_logprobs") == body.get("top_logprobs")
+    (stripped,) = (fields.stripped({"choices": [choice(logprobs=TOP)]}) or {})["choices"]
+    assert stripped["logprobs"] == (TOP if "logprobs" in body else None)
+
+
 def test_logprobs_are_left_out_where_the_upstream_does_so() -> None:
     fields = AnswerFields({}, asks_for_ids=True)
     fields.stripped({"choices": [{"index": 0, "delta": {"role": "assistant"}, "finish_reason": None}]})
@@ -76,11 +105,11 @@ def test_chunks_of_nothing_else_are_left_out() -> None:
 
 def test_the_tokens_of_a_chunk_and_of_a_whole_answer() -> None:
     fields = AnswerFields({}, asks_for_ids=True)
-    assert fields.choices({"choices": [choice()]}) == [ChoiceTokens(0, (5,), (-0.5,), "a")]
+    assert fields.choices({"choices": [choice()]}) == [ChoiceTokens(0, (5,), [-0.5], [[]], "a")]
     whole = choice(message={"content": "a", "reasoning": "b"}, finish_reason="stop")
     del whole["delta"]
-    assert fields.choices({"choices": [whole]}) == [ChoiceTokens(0, (5,), (-0.5,), "a", "b", True)]
-    assert fields.choices({"choices": [{"index": 1, "delta": {}}]}) == [ChoiceTokens(1, None, None)]
+    assert fields.choices({"choices": [whole]}) == [ChoiceTokens(0, (5,), [-0.5], [[]], "a", "b", True)]
+    assert fields.choices({"choices": [{"index": 1, "delta": {}}]}) == [ChoiceTokens(1, None, [], [])]
     assert fields.prompt_ids({"prompt_token_ids": [1, 2]}) == (1, 2)
     assert fields.prompt_ids({}) is None
 
@@ -90,7 +119,7 @@ def test_logprobs_that_are_not_known_are_none(logprob: object) -> None:
     found = AnswerFields({}, asks_for_ids=True).choices(
         {"choices": [choice(logprobs={"content": [{"logprob": logprob}]})]}
     )
-    assert found[0].logprobs == (None,)
+    assert found[0].logprobs == [None]
     assert found[0].ids == (5,)
 
 

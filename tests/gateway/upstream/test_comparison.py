@@ -26,6 +26,17 @@ def test_the_same_model(vllm: FakeVllm, url: str) -> None:
     assert about(url) == {"model": MODEL, "dtype": "float32", **same}
 
 
+def test_an_upstream_that_limits_logprobs(vllm: FakeVllm, server: RunningServer) -> None:
+    vllm.max_logprobs = 0
+    with in_front_of(vllm.url, server.address) as url:
+        assert about(url)["tells_ids"]
+        vllm.received.clear()
+        assert post(f"{url}/v1/chat/completions", {**BODY, "gradellm": {}})[0] == 200
+    (asked,) = vllm.chats
+    assert asked["logprobs"]
+    assert "top_logprobs" not in asked
+
+
 def test_another_template(vllm: FakeVllm, server: RunningServer) -> None:
     vllm.prompt_suffix = "!"
     with in_front_of(vllm.url, server.address) as url:

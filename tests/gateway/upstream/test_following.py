@@ -34,7 +34,7 @@ class FakeFollowing:
 
     def __init__(self, explainer: FakeExplainer, keywords: dict[str, Any]) -> None:
         self._explainer, self.keywords = explainer, keywords
-        self.appended: list[tuple[Sequence[int], Sequence[float] | None]] = []
+        self.appended: list[tuple[Any, ...]] = []
         self.is_finished = asyncio.Event()
         self.is_left = False
 
@@ -44,8 +44,8 @@ class FakeFollowing:
     async def __aexit__(self, *_: object) -> None:
         self.is_left = True
 
-    async def append(self, ids: Sequence[int], logprobs: Sequence[float] | None = None) -> None:
-        self.appended.append((ids, logprobs))
+    async def append(self, *written: Any) -> None:
+        self.appended.append(written)
         await asyncio.sleep(self._explainer.append_seconds)
 
     async def finish(self) -> None:
@@ -113,8 +113,8 @@ class Choice:
         return self.said[-1].gradellm.get("incomplete") if self.said else None
 
 
-def tokens(content: str, *ids: int, logprob: float | None = -0.5) -> ChoiceTokens:
-    return ChoiceTokens(0, ids, None if logprob is None else (logprob,) * len(ids), content)
+def tokens(content: str, *ids: int, logprob: float = -0.5) -> ChoiceTokens:
+    return ChoiceTokens(0, ids, (logprob,) * len(ids), ((-0.5, -2.0),) * len(ids), content)
 
 
 def follow(explainer: FakeExplainer, *parts: ChoiceTokens, request: FollowedRequest = REQUEST) -> tuple[Choice, Any]:
@@ -134,8 +134,8 @@ def test_tokens_are_appended_and_events_said() -> None:
     assert lacks is None
     (call,) = explainer.calls
     assert call.keywords == {"resolution": "word", "messages": REQUEST.plain_messages, "upstream_dtype": "float32"}
-    assert [ids for ids, _ in call.appended] == [(5, 6), (7, 8)]
-    assert call.appended[0][1] == (-0.5, -0.5)
+    assert call.appended[0] == ((5, 6), (-0.5, -0.5), ((-0.5, -2.0), (-0.5, -2.0)))
+    assert call.appended[1][0] == (7, 8)
     assert call.is_left
     assert [said.event for said in choice.said] == [EVENTS[0], *REST]
     assert "upstream" in choice.said[0].gradellm
@@ -146,7 +146,7 @@ def test_logprobs_of_constrained_sampling_are_not_compared() -> None:
     request = replace(REQUEST, has_free_logprobs=False)
     explainer = FakeExplainer(REST)
     follow(explainer, tokens(TEXT, 5), request=request)
-    assert explainer.calls[0].appended == [((5,), None)]
+    assert explainer.calls[0].appended == [((5,),)]
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_another_text_than_that_of_the_ids_is_told() -> None:
 
 
 def test_text_without_ids_is_tokenised_again() -> None:
-    choice, lacks = follow(FakeExplainer(REST), ChoiceTokens(0, None, None, TEXT))
+    choice, lacks = follow(FakeExplainer(REST), ChoiceTokens(0, None, content=TEXT))
     assert lacks is None
     assert choice.said[-1].gradellm["upstream"]["ids"] == "tokenised again"
 
@@ -200,9 +200,9 @@ def test_text_without_ids_is_tokenised_again() -> None:
 @pytest.mark.parametrize(
     ("parts", "code"),
     [
-        ((tokens("a", 5), ChoiceTokens(0, None, None, "b")), "ids_missing"),
-        ((ChoiceTokens(0, None, None, "a"), tokens("b", 5)), "ids_missing"),
-        ((ChoiceTokens(0, None, None, "a", "reasoning"),), "ids_missing"),
+        ((tokens("a", 5), ChoiceTokens(0, None, content="b")), "ids_missing"),
+        ((ChoiceTokens(0, None, content="a"), tokens("b", 5)), "ids_missing"),
+        ((ChoiceTokens(0, None, content="a", reasoning="reasoning"),), "ids_missing"),
     ],
 )
 def test_ids_that_are_missing_are_told(parts: tuple[ChoiceTokens, ...], code: str) -> None:
@@ -211,7 +211,7 @@ def test_ids_that_are_missing_are_told(parts: tuple[ChoiceTokens, ...], code: st
 
 
 def test_an_empty_answer_lacks_nothing() -> None:
-    choice, lacks = follow(FakeExplainer(REST), ChoiceTokens(0, None, None))
+    choice, lacks = follow(FakeExplainer(REST), ChoiceTokens(0, None))
     assert (choice.said, lacks) == ([], None)
 
 
@@ -227,7 +227,7 @@ def test_the_first_reason_to_stop_counts() -> None:
 
 
 def test_where_the_content_begins_in_the_text() -> None:
-    choice, _ = follow(FakeExplainer(REST), ChoiceTokens(0, (5,), None, TEXT[3:], TEXT[:3]))
+    choice, _ = follow(FakeExplainer(REST), ChoiceTokens(0, (5,), content=TEXT[3:], reasoning=TEXT[:3]))
     first = next(event.token.start for event in EVENTS if event.token)
     assert choice.follower.content == TEXT[3:]
     assert choice.follower.content_offset == first + 3

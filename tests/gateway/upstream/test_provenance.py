@@ -13,7 +13,7 @@ def test_the_last_comparison_counts() -> None:
     assert found.log_probs == unknown
     assert found.after(Event()).log_probs == unknown
     finished = Finished("end_of_completion", "", Usage(1, 1, 1, 0), Timings(0, 0, 0, 0), same)
-    expected = {"tokens": 20, "largest": 0.2, "mean": 0.1, "noise": 0.01, "verdict": "same"}
+    expected = {"tokens": 20, "largest": 0.2, "mean": 0.1, "noise": 0.01, "verdict": "same", "logprobs": 0}
     assert found.after(Event(finished=finished)).to_dict()["log_probs"] == expected
 
 

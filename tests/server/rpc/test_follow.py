@@ -47,8 +47,9 @@ class FollowCall:
     def send(self, request: pb.FollowRequest) -> None:
         self._requests.put(request)
 
-    def append(self, ids: Sequence[int], logprobs: Iterable[float] = ()) -> None:
-        self.send(pb.FollowRequest(append=pb.FollowAppend(ids=ids, logprobs=logprobs)))
+    def append(self, ids: Sequence[int], logprobs: Iterable[float] = (), alternatives: Iterable[float] = ()) -> None:
+        append = pb.FollowAppend(ids=ids, logprobs=logprobs, alternative_logprobs=alternatives)
+        self.send(pb.FollowRequest(append=append))
 
     def finish(self) -> list[pb.FollowResponse]:
         self.send(pb.FollowRequest(finish=pb.FollowFinish()))
@@ -90,11 +91,11 @@ def start(prompt: pb.Input = PROMPT, **fields: Any) -> pb.FollowRequest:
     return pb.FollowRequest(start=pb.FollowStart(input=prompt, **{"upstream_dtype": FLOAT32, **fields}))
 
 
-def written(server: RunningServer, count: int) -> list[pb.Token]:
+def written(server: RunningServer, count: int, num_alternatives: int = 0) -> list[pb.Token]:
     """Tokens of another engine, with their log-probabilities."""
     draw = random.Random(5)
     ids = [draw.randrange(10, server.engine.info.vocab_size) for _ in range(count)]
-    request = pb.AttributeRequest(input=PROMPT, completion_ids=ids)
+    request = pb.AttributeRequest(input=PROMPT, completion_ids=ids, num_alternatives=num_alternatives)
     return [event.token for event in server.stub.Attribute(request) if event.HasField("token")]
 
 
@@ -128,6 +129,22 @@ def test_equals_attribute(server: RunningServer) -> None:
     agreements = call.of("agreement")
     assert sum(each.tokens for each in agreements) == len(ids)
     assert agreements[-1].total == finished.agreement
+
+
+def test_alternatives_are_compared(server: RunningServer) -> None:
+    """Another model, whose chosen tokens have the same log-probabilities, shows by the others'."""
+    tokens = written(server, 12, num_alternatives=5)
+    ids, logprobs = [token.id for token in tokens], [token.logprob for token in tokens]
+    others = [[each.logprob for each in token.alternatives if each.id != token.id][:4] for token in tokens]
+    totals = []
+    for shift in (0.0, 0.1):
+        call = FollowCall(server, start(upstream_dtype=pb.UPSTREAM_DTYPE_FLOAT32))
+        call.append(ids, logprobs, [value - shift for row in others for value in row])
+        totals.append(call.finish()[-1].finished.agreement)
+    same, other = totals
+    assert (same.tokens, same.logprobs, same.verdict) == (12, 60, pb.VERDICT_SAME)
+    assert (other.logprobs, other.verdict) == (60, pb.VERDICT_DIFFERENT)
+    assert other.largest < 1e-4
 
 
 def test_explains_chunks_and_what_is_there(server: RunningServer) -> None:

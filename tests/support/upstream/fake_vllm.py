@@ -25,6 +25,7 @@ class FakeVllm(HttpServer):
         shift: added to the ids of prompts, as of another vocabulary.
         prompt_suffix: appended to the prompt, as by another template.
         logprob_shift: added to log-probabilities, as of other weights.
+        max_logprobs: the most `top_logprobs` that it allows.
         pause_seconds: before each token.
         break_after: tokens after which the connection breaks off.
     """
@@ -35,6 +36,7 @@ class FakeVllm(HttpServer):
         self.shift = 0
         self.prompt_suffix = ""
         self.logprob_shift = 0.0
+        self.max_logprobs = 20
         self.pause_seconds = 0.0
         self.break_after: int | None = None
         super().__init__(self._handle, port)
@@ -79,6 +81,10 @@ class FakeVllm(HttpServer):
             message = "when using `top_logprobs`, `logprobs` must be set to true."
             await reply.json({"error": {"message": message, "type": "BadRequestError", "code": 400}}, 400)
             return
+        if (body.get("top_logprobs") or 0) > self.max_logprobs:
+            message = f"Requested sample logprobs of {body['top_logprobs']}, which is greater than max allowed"
+            await reply.json({"error": {"message": message, "type": "BadRequestError", "code": 400}}, 400)
+            return
         try:
             prompt = await self._client.tokenize(messages=_texts(body["messages"]))
             ids = [token.id for token in prompt.tokens]
@@ -96,6 +102,7 @@ class FakeVllm(HttpServer):
     async def _tokens(self, body: Any, ids: list[int], index: int) -> list[Token]:
         settings = {name: body[name] for name in ("temperature", "stop") if body.get(name) is not None}
         settings |= {"max_new_tokens": body.get("max_tokens") or 8, "seed": (body.get("seed") or 0) + index}
+        settings["num_alternatives"] = body.get("top_logprobs") or 0
         events = self._client.generate(prompt_ids=ids, attribution=None, **settings)
         return [event.token async for event in events if event.token is not None]
 
@@ -107,7 +114,11 @@ class FakeVllm(HttpServer):
 
     def _logprob(self, token: Token) -> dict[str, Any]:
         logprob = (token.logprob or 0.0) + self.logprob_shift
-        return {"token": token.text, "logprob": logprob, "bytes": list(token.text.encode()), "top_logprobs": []}
+        told = {"token": token.text, "logprob": logprob, "bytes": list(token.text.encode())}
+        others = [each for each in token.alternatives if each.id != token.id]
+        chosen = [told] if token.alternatives else []  # vLLM lists it first, wherever it ranks
+        top = [{"token": each.text, "logprob": each.logprob, "bytes": list(each.text.encode())} for each in others]
+        return {**told, "top_logprobs": [*chosen, *top][: len(token.alternatives)]}
 
     def _prompt(self, body: Any, ids: list[int]) -> dict[str, Any]:
         if not self.tells_ids:

@@ -8,24 +8,24 @@ import pytest
 import torch
 
 from gradellm_engine import InvalidRequestError
-from gradellm_engine.core.following.agreement import Agreement, NumberFormat, Verdict
+from gradellm_engine.core.following.agreement import Agreement, GivenLogprobs, NumberFormat, Verdict
 from gradellm_engine.core.following.given_tokens import Following, FollowSettings, GivenTokens
-from gradellm_engine.core.sampler import Distribution
+from gradellm_engine.core.sampler import ComparedLogprobs, Distribution
 
 
 class Fixed(Distribution):
-    """A distribution with the same log-probability for every token that is asked for."""
+    """A distribution with the same log-probabilities at every token."""
 
-    def logprob(self, token_id: int) -> float:
-        return self.logsumexp
-
-    @property
-    def sum_of_squares(self) -> float:
-        return SQUARES
+    def compared(self, token_id: int, num_alternatives: int) -> ComparedLogprobs:
+        return ComparedLogprobs(self.logsumexp, (-3.0, -4.0)[:num_alternatives], SQUARES)
 
 
 def distribution(logprob: float) -> Distribution:
     return Fixed(torch.zeros(1), logprob, 0, 0.0)
+
+
+def logprobs(*chosen: float) -> list[GivenLogprobs]:
+    return [GivenLogprobs(each) for each in chosen]
 
 
 SQUARES = 0.4
@@ -43,7 +43,7 @@ def test_a_known_completion_is_due_to_its_end() -> None:
 def test_a_followed_one_is_due_by_chunk_flush_and_end() -> None:
     given = GivenTokens([1, 2, 3], FLOAT32, num_read=2)
     assert not given.is_due(2, 4)
-    given.append([4, 5, 6], [-1.0, math.nan, -2.0])
+    given.append([4, 5, 6], logprobs(-1.0, math.nan, -2.0))
     assert given.is_due(2, 4)
     assert not given.is_due(3, 4)
     given.flush()
@@ -57,12 +57,14 @@ def test_a_followed_one_is_due_by_chunk_flush_and_end() -> None:
 
 
 def test_comparison() -> None:
-    before = Agreement(5, 0.5, 1.0, 0.5)
+    before = Agreement(5, 0.5, 1.0, 5, 0.5)
     given = GivenTokens([1, 2], Following(NumberFormat.FLOAT32, NumberFormat.INT8, before), num_read=2)
-    given.append([3, 4, 5], [math.nan, -1.0, -2.0])
+    given.append([3, 4, 5], [GivenLogprobs(), GivenLogprobs(-1.0, (-3.0, -5.0)), GivenLogprobs(-2.0)])
     for index, own in enumerate([-9.0, -9.0, -9.0, -1.5, -2.0]):
         given.compare(index, distribution(own))
-    chunk = Agreement.of(-1.0, -1.5, SQUARES) + Agreement.of(-2.0, -2.0, SQUARES)
+    first = Agreement.of(GivenLogprobs(-1.0, (-3.0, -5.0)), ComparedLogprobs(-1.5, (-3.0, -4.0), SQUARES))
+    chunk = first + Agreement.of(GivenLogprobs(-2.0), ComparedLogprobs(-2.0, (), SQUARES))
+    assert chunk.num_logprobs == 4
     assert given.take_agreement() == (3, chunk)
     assert given.agreement == before + chunk
     assert given.take_agreement() is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,7 +24,7 @@ from gradellm_engine import (
     TokenSelection,
     method_named,
 )
-from gradellm_engine.core.following.agreement import NumberFormat, Verdict
+from gradellm_engine.core.following.agreement import GivenLogprobs, NumberFormat, Verdict
 from gradellm_engine.core.following.given_tokens import FollowSettings
 from gradellm_engine.core.following.request import FollowedRequest
 from gradellm_engine.core.outputs import ChunkAgreement
@@ -37,16 +36,16 @@ NUM_TOKENS = 4096
 FLOAT32 = FollowSettings(upstream_dtype=NumberFormat.FLOAT32)
 
 
-def written(engine: Engine, num_tokens: int = 40) -> tuple[list[int], list[float]]:
+def written(engine: Engine, num_tokens: int = 40) -> tuple[list[int], list[GivenLogprobs]]:
     """What another engine writes: ids and log-probabilities."""
     draw = random.Random(7)
     ids = [draw.randrange(10, engine.info.vocab_size) for _ in range(num_tokens)]
     output = run_alone(engine, engine.attribution_request(PROMPT, ids, AttributionSettings(chunk_size=64)))
-    return ids, [step.logprob for step in output.steps]
+    return ids, [GivenLogprobs(step.logprob) for step in output.steps]
 
 
 def follow(
-    scheduler: Scheduler, request: FollowedRequest, pieces: Sequence[tuple[Sequence[int], Sequence[float]]]
+    scheduler: Scheduler, request: FollowedRequest, pieces: Sequence[tuple[Sequence[int], Sequence[GivenLogprobs]]]
 ) -> RequestOutput:
     """Submit a request, and add the pieces one after another, with steps in between while there is work."""
     output = RequestOutput()
@@ -60,7 +59,7 @@ def follow(
     return finish(scheduler, [request], [output])[0]
 
 
-def pieces_of(ids: Sequence[int], logprobs: Sequence[float], sizes: Sequence[int]) -> list[tuple[Any, Any]]:
+def pieces_of(ids: Sequence[int], logprobs: Sequence[GivenLogprobs], sizes: Sequence[int]) -> list[tuple[Any, Any]]:
     bounds = [0]
     for size in sizes:
         bounds.append(min(len(ids), bounds[-1] + size))
@@ -96,7 +95,7 @@ def test_equals_a_given_completion(engine: Engine, resolution: Resolution, sizes
 
 def test_waits_for_a_chunk_or_a_flush(engine: Engine) -> None:
     ids = engine.tokenize("It went into the wood and slept there.").ids[1:]  # of whole characters
-    logprobs = [-1.0] * len(ids)
+    logprobs = [GivenLogprobs(-1.0)] * len(ids)
     scheduler = scheduler_of(engine, max_running=1, num_tokens=NUM_TOKENS)
     request = engine.follow_request(PROMPT, AttributionSettings(chunk_size=16), FLOAT32)
     scheduler.submit(request)
@@ -219,11 +218,11 @@ def test_resumed(engine: Engine) -> None:
 def test_another_model_is_told(engine: Engine) -> None:
     ids, logprobs = written(engine)
     scheduler = scheduler_of(engine, max_running=1, num_tokens=NUM_TOKENS)
-    shifted = [logprob - 0.2 * (-1) ** i for i, logprob in enumerate(logprobs)]
+    shifted = [GivenLogprobs(each.chosen - 0.2 * (-1) ** i) for i, each in enumerate(logprobs)]
     output = follow(scheduler, engine.follow_request(PROMPT, None, FLOAT32), [(ids, shifted)])
     assert output.finished is not None
     assert output.finished.verdict is Verdict.DIFFERENT
-    unknown = follow(scheduler, engine.follow_request(PROMPT, None, FLOAT32), [(ids, [math.nan] * len(ids))])
+    unknown = follow(scheduler, engine.follow_request(PROMPT, None, FLOAT32), [(ids, [GivenLogprobs()] * len(ids))])
     assert unknown.finished is not None
     assert unknown.finished.verdict is Verdict.UNKNOWN
 
