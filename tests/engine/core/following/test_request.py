@@ -93,6 +93,36 @@ def test_equals_a_given_completion(engine: Engine, resolution: Resolution, sizes
     assert chunks[-1].total.num_tokens == len(ids)
 
 
+@settings(max_examples=25, deadline=None)
+@given(chunk_size=st.integers(1, 12), num_per_pass=st.integers(0, 12))
+def test_rows_lag_by_a_chunk_and_a_pass(engine: Engine, chunk_size: int, num_per_pass: int) -> None:
+    """While a pass takes no longer than a chunk's tokens do, no row comes later than these and one pass after."""
+    whole = engine.tokenize("It went into the wood and slept there. " * 3).ids[1:]  # tokens of whole characters
+    ids = iter(whole)
+    scheduler = scheduler_of(engine, max_running=1, num_tokens=NUM_TOKENS)
+    request = engine.follow_request(PROMPT, replace(PREFIX, chunk_size=chunk_size), FLOAT32)
+    output, num_written = RequestOutput(), 0
+
+    def write(count: int) -> None:
+        nonlocal num_written
+        for _, token_id in zip(range(count), ids, strict=False):
+            scheduler.append(request, [token_id])
+            num_written += 1
+
+    scheduler.submit(request)
+    list(scheduler.step())
+    while num_written < len(whole):
+        write(1)
+        while scheduler.has_work():
+            explained = len(output.attributions)
+            write(min(num_per_pass, chunk_size))  # while the pass runs
+            for _ in scheduler.step():
+                collect([request], [output])
+            if len(output.attributions) > explained:
+                assert num_written - explained <= chunk_size + min(num_per_pass, chunk_size)
+    assert num_written - len(output.attributions) < chunk_size + num_per_pass
+
+
 def test_waits_for_a_chunk_or_a_flush(engine: Engine) -> None:
     ids = engine.tokenize("It went into the wood and slept there.").ids[1:]  # of whole characters
     logprobs = [GivenLogprobs(-1.0)] * len(ids)
