@@ -6,6 +6,7 @@
 - **Beside own requests.** `--streams` completions are followed while `--own` requests are generated and explained: the
   gaps between the own tokens, and the lag of the followed ones. Each followed stream gets a token whenever the own ones
   have got one, as if written at their pace.
+- **Generators.** Tokens a second of followed completions over those of plain decode, with 1, 8 and `--streams` at once.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from gradellm_bench.capacity.document import put
 from gradellm_bench.capacity.report import markdown
+from gradellm_bench.following.generators import follow_rates, generators_table
 from gradellm_engine import (
     Attribution,
     AttributionSettings,
@@ -250,12 +252,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--streams", type=int, default=32, metavar="N", help="followed ones; default: %(default)s")
     parser.add_argument("--own", type=int, default=8, metavar="N", help="default: %(default)s")
     parser.add_argument("--page", type=Path, metavar="FILE", help="put the tables between their markers, too")
+    parser.add_argument("--capacity-page", type=Path, metavar="FILE", help="the same for the generators")
     options = parser.parse_args(arguments)
     engine = Engine.load(
         options.model,
         dtype=options.dtype,
         device=options.device,
-        max_running=options.own,
+        max_running=max(options.own, options.streams),
         max_followed=options.streams,
     )
     prompt = PROMPT * max(1, options.prompt_tokens // len(engine.tokenize(PROMPT).tokens))
@@ -271,11 +274,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 chunk_size=options.chunk_sizes[0],
             )
         ),
+        "follow generators": generators_table(
+            follow_rates(
+                engine,
+                prompt,
+                streams=sorted({1, min(8, options.streams), options.streams}),
+                num_tokens=options.new_tokens,
+                chunk_size=options.chunk_sizes[0],
+                rounds=max(1, options.rounds // 2),
+            )
+        ),
     }
     for name, text in tables.items():
         print(f"{text}\n")
-        if options.page is not None:
-            options.page.write_text(put(options.page.read_text(), name, text))
+        page = options.capacity_page if name == "follow generators" else options.page
+        if page is not None:
+            page.write_text(put(page.read_text(), name, text))
     return 0
 
 

@@ -143,7 +143,6 @@ def write_by_server(url: str, num_alternatives: int, ids: list[int], seed: int) 
         "seed": seed,
         "logprobs": num_alternatives + 1,
         "return_token_ids": True,
-        "ignore_eos": True,
     }
     request = urllib.request.Request(  # noqa: S310 (the operator's own URL)
         f"{url}/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}

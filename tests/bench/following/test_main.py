@@ -38,9 +38,12 @@ def test_gaps() -> None:
 
 def test_page(model_path: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "page.md"
-    names = ("follow cost", "follow beside")
+    names = ("follow cost", "follow beside", "follow generators")
     page.write_text("".join(f"<!-- begin: {name} -->\n<!-- end: {name} -->\n" for name in names))
     arguments = ["--model", str(model_path("demo")), "--new-tokens", "6", "--rounds", "1", "--streams", "2"]
-    assert main([*arguments, "--own", "1", "--prompt-tokens", "16", "--page", str(page)]) == 0
+    assert (
+        main([*arguments, "--own", "1", "--prompt-tokens", "16", "--page", str(page), "--capacity-page", str(page)])
+        == 0
+    )
     for table in capsys.readouterr().out.strip().split("\n\n"):
         assert table in page.read_text()
