@@ -3,7 +3,7 @@
 Ask a vLLM server for token ids and log-probabilities:
 
     chunks = openai_client.chat.completions.create(
-        model=..., messages=messages, stream=True, logprobs=True, top_logprobs=5, extra_body={"return_token_ids": True}
+        model=..., messages=messages, stream=True, logprobs=True, top_logprobs=8, extra_body={"return_token_ids": True}
     )
     for item in client.follow_openai(chunks):
         ...

@@ -28,7 +28,7 @@ from gradellm_engine.core.sampler import ComparedLogprobs
 MIN_VARIANCE = 1e-3  # of v: log-probabilities close to 0 are rounded, too
 GAUSSIAN = math.sqrt(math.pi / 2)  # a standard deviation over the mean magnitude
 MIN_COMPARED_TOKENS = 8  # of a verdict other than `different`
-MARGIN = 3.0  # the tolerance of N log-probabilities is larger by this over sqrt(N)
+MARGIN = 4.0  # the tolerance of N log-probabilities is larger by this over sqrt(N)
 
 
 class NumberFormat(StrEnum):
@@ -56,7 +56,7 @@ class Verdict(StrEnum):
 TOLERANCES: Mapping[NumberFormat, float] = {
     NumberFormat.FLOAT32: 0.001,
     NumberFormat.FLOAT16: 0.01,
-    NumberFormat.BFLOAT16: 0.053,
+    NumberFormat.BFLOAT16: 0.0585,
     NumberFormat.FP8: 0.5,
     NumberFormat.INT8: 0.5,
     NumberFormat.INT4: 1.5,

@@ -17,7 +17,7 @@ import json
 import sys
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -176,9 +176,9 @@ def judge(engine: Engine, prompt: Prompt, written: Written, declared: NumberForm
     return Judged(last.total, last.verdict)
 
 
-def prompts(engine: Engine, generator: str, count: int) -> Iterator[Prompt]:
+def prompts(engine: Engine, generator: str, seeds: Iterable[int]) -> Iterator[Prompt]:
     """Generated prompts: questions about documents, as chats where the model has a template."""
-    for seed in range(count):
+    for seed in seeds:
         text = document_chat(generator, seed, ("one", "knowledge")[seed % 2]).text
         chat = PromptInput(messages=(Message("user", text),))
         yield engine.tokenize(chat if engine.model.tokenizer.chat_template else PromptInput(prompt=f"{text}\nAnswer:"))
@@ -207,11 +207,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", required=True, metavar="PATH", help="checkpoint folder")
     parser.add_argument("--dtypes", nargs="+", type=NumberFormat, default=list(NumberFormat), metavar="D")
     parser.add_argument("--prompts", type=int, default=50, metavar="N", help="default: %(default)s")
+    parser.add_argument("--first-seed", type=int, default=0, metavar="N", help="of the prompts (default: %(default)s)")
     parser.add_argument("--generator", choices=("boxes", "notes"), default="notes", help="default: %(default)s")
     parser.add_argument("--noise", type=float, default=0.05, metavar="SHARE", help="default: %(default)s")
     parser.add_argument("--layer", type=int, default=15, metavar="N", help="with the noise (default: %(default)s)")
     parser.add_argument(
-        "--alternatives", type=int, default=4, metavar="N", help="of each token, compared too (default: %(default)s)"
+        "--alternatives", type=int, default=7, metavar="N", help="of each token, compared too (default: %(default)s)"
     )
     parser.add_argument("--engine-dtype", default="float32", metavar="D", help="of our engine (default: %(default)s)")
     parser.add_argument("--url", metavar="URL", help="of a server of OpenAI's API, such as http://localhost:8000/v1")
@@ -229,11 +230,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measure(engine: Engine, options: argparse.Namespace) -> Iterator[tuple[str, list[Judged]]]:
     """The judged prompts of each kind of other engine, with its name."""
+    seeds = range(options.first_seed, options.first_seed + options.prompts)
 
     def judged(number_format: NumberFormat, write_one: Callable[[list[int], int], Written]) -> list[Judged]:
         return [
             judge(engine, prompt, write_one(prompt.ids, seed), number_format)
-            for seed, prompt in enumerate(prompts(engine, options.generator, options.prompts))
+            for seed, prompt in zip(seeds, prompts(engine, options.generator, seeds), strict=True)
         ]
 
     for number_format in options.dtypes:

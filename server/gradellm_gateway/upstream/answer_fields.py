@@ -17,7 +17,7 @@ from gradellm.following.openai_requests import constrains_sampling
 
 __all__ = ["NUM_TOP_LOGPROBS", "AnswerFields", "ChoiceTokens", "MalformedAnswerError"]
 
-NUM_TOP_LOGPROBS = 5
+NUM_TOP_LOGPROBS = 8
 _MAX_ID = 1 << 31
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from gradellm_gateway.upstream.answer_fields import (
+    NUM_TOP_LOGPROBS,
     AnswerFields,
     ChoiceTokens,
     MalformedAnswerError,
@@ -62,12 +63,12 @@ TOP = {"content": [{"token": "a", "logprob": -0.5, "top_logprobs": [{"token": "a
 
 def test_the_most_probable_tokens_are_asked_for_and_taken_out() -> None:
     asked = AnswerFields({}, asks_for_ids=True, asks_for_top=True)
-    assert asked.request()["top_logprobs"] == 5
+    assert asked.request()["top_logprobs"] == NUM_TOP_LOGPROBS
     assert asked.choices({"choices": [choice(logprobs=TOP)]})[0].top_logprobs == [[-0.5]]
     (stripped,) = (asked.stripped({"choices": [choice(logprobs=TOP)]}) or {})["choices"]
     assert stripped["logprobs"] is None
     fields = AnswerFields({"logprobs": True}, asks_for_ids=True, asks_for_top=True)
-    assert fields.request()["top_logprobs"] == 5
+    assert fields.request()["top_logprobs"] == NUM_TOP_LOGPROBS
     (stripped,) = (fields.stripped({"choices": [choice(logprobs=TOP)]}) or {})["choices"]
     assert stripped["logprobs"]["content"] == [{"token": "a", "logprob": -0.5, "top_logprobs": []}]
     for malformed in ({"content": None}, {"content": [3]}):

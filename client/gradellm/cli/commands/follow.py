@@ -32,7 +32,7 @@ _EXAMPLES = """\
 """
 _ABOUT = """\
 A line of FILE is {"request": {...}, "response": {...}}: a request of OpenAI's API, and its answer, or the list of its
-chunks. Ask vLLM for "return_token_ids": true, "logprobs": true and "top_logprobs": 5, which tells another model in
+chunks. Ask vLLM for "return_token_ids": true, "logprobs": true and "top_logprobs": 8, which tells another model in
 fewer tokens; without token ids the text is tokenized again, and the verdict is unknown. A line of the output is
 {"line", "choice", "verdict", "agreement", "ids", "explanation"}. Lines that the output has already are not explained
 again: a run that was interrupted is continued by the same command.
