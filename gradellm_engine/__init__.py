@@ -62,7 +62,6 @@ if TYPE_CHECKING:
     from gradellm_engine.model.loader import software_versions
     from gradellm_engine.model.quantization import Quantization
     from gradellm_engine.params import (
-        MAX_STOP_TEXTS,
         AttributionSettings,
         Contrast,
         Delivery,
@@ -74,7 +73,6 @@ if TYPE_CHECKING:
         Rectify,
         Resolution,
         Rotary,
-        Sampling,
         Similarity,
         Sink,
         Sources,
@@ -82,6 +80,7 @@ if TYPE_CHECKING:
         TokenSelection,
     )
     from gradellm_engine.presets import concrete_preset, preset_of
+    from gradellm_engine.sampling_params import MAX_LOGIT_BIASES, MAX_STOP_TEXTS, MAX_STOP_TOKEN_IDS, Sampling
     from gradellm_engine.tokenization.chat_template import Message
     from gradellm_engine.tokenization.encoder import interruption_point
     from gradellm_engine.tokenization.prompt import Prompt, PromptToken, Role
@@ -96,8 +95,10 @@ __all__ = [
     "MAX_EVALUATION_SEQUENCES",
     "MAX_EVALUATION_STEP_TOKENS",
     "MAX_LABELS",
+    "MAX_LOGIT_BIASES",
     "MAX_PIS",
     "MAX_STOP_TEXTS",
+    "MAX_STOP_TOKEN_IDS",
     "METHODS",
     "Aggregation",
     "Agreement",
@@ -180,6 +181,7 @@ __all__ = [
 _MODULES = (
     "errors",
     "params",
+    "sampling_params",
     "presets",
     "model.checkpoint_check",
     "model.quantization",

@@ -31,8 +31,9 @@ from gradellm_engine.methods.base import Method
 from gradellm_engine.methods.cost_model import Estimate, ModelCost
 from gradellm_engine.model.loader import LoadedModel, ModelInfo, Progress, load_model
 from gradellm_engine.model.quantization import Quantization
-from gradellm_engine.params import AttributionSettings, Sampling, Switches
+from gradellm_engine.params import AttributionSettings, Switches
 from gradellm_engine.presets import concrete_preset
+from gradellm_engine.sampling_params import Sampling
 from gradellm_engine.tokenization.prompt import Prompt
 from gradellm_engine.utils.memory import resident_bytes, return_unused
 from gradellm_engine.utils.threads import available_cpus, use_threads

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from gradellm_engine.errors import InvalidRequestError
-from gradellm_engine.params import Sampling
+from gradellm_engine.sampling_params import Sampling
 from gradellm_engine.tokenization.encoder import TextEncoder
 from gradellm_engine.tokenization.prompt import Prompt
 from gradellm_engine.tokenization.prompt_limits import PromptLimits

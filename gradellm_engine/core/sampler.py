@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradellm_engine.cpu_kernels.dispatch import kernels_for
 from gradellm_engine.errors import ComputationError
-from gradellm_engine.params import MAX_SEED, Sampling
+from gradellm_engine.sampling_params import MAX_SEED, Sampling
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,11 @@ def uniform_draw(seed: int, step: int) -> float:
 
 
 def sampling_probs(logits: Tensor, sampling: Sampling) -> Tensor:
-    """The distribution that tokens are drawn from: temperature, then top_k, then top_p. [V], float64, sums to one"""
+    """The distribution that tokens are drawn from: temperature, min_p, top_k, then top_p. [V], float64, sums to one"""
     # Subtracting the maximum first keeps logits / temperature finite however small the temperature.
     scaled = (logits.double() - logits.max()) / sampling.temperature
+    if sampling.min_p > 0:  # of the largest probability, whose logarithm is 0 here but for the common total
+        scaled = scaled.masked_fill(scaled < math.log(sampling.min_p), -torch.inf)
     if 0 < sampling.top_k < scaled.shape[-1]:
         scaled = scaled.masked_fill(scaled < scaled.topk(sampling.top_k).values[-1], -torch.inf)
     probs = scaled.softmax(-1)
@@ -125,11 +127,16 @@ def sampling_probs(logits: Tensor, sampling: Sampling) -> Tensor:
     return probs
 
 
-def choose_token(distribution: Distribution, sampling: Sampling, seed: int, step: int) -> int:
-    """The next token: the argmax at temperature 0, else by inverse transform sampling with the step's draw."""
+def choose_token(
+    distribution: Distribution, sampling: Sampling, seed: int, step: int, logits: Tensor | None = None
+) -> int:
+    """The next token: the argmax at temperature 0, else by inverse transform sampling with the step's draw.
+
+    `logits` are those that logits processors have made of the distribution's; None where there are none. [V]
+    """
     if sampling.temperature == 0:
-        return distribution.argmax
-    cumulated = sampling_probs(distribution.logits, sampling).cumsum(-1)
+        return distribution.argmax if logits is None else int(logits.argmax())
+    cumulated = sampling_probs(distribution.logits if logits is None else logits, sampling).cumsum(-1)
     # The total may differ from 1 by rounding; a draw strictly below it always selects a token with positive mass.
     total = cumulated[-1].item()
     draw = min(uniform_draw(seed, step) * total, math.nextafter(total, 0))
