@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from gradellm_engine.methods.random import Random
     from gradellm_engine.methods.registry import METHODS, method_named
     from gradellm_engine.model.checkpoint_check import check_checkpoint, check_context
+    from gradellm_engine.model.generation_config import GenerationConfigSource, GenerationDefaults
     from gradellm_engine.model.loader import software_versions
     from gradellm_engine.model.quantization import Quantization
     from gradellm_engine.params import (
@@ -87,6 +88,7 @@ if TYPE_CHECKING:
     from gradellm_engine.tokenization.prompt_input import MessageSpan, PromptInput, Segment
     from gradellm_engine.tokenization.prompt_limits import PromptLimits
     from gradellm_engine.tokenization.prompt_reader import check_token_ids
+    from gradellm_engine.tokenization.template_options import TemplateOptions
     from gradellm_engine.utils.memory import gpu_memory
 
 __all__ = [
@@ -120,6 +122,8 @@ __all__ = [
     "Finished",
     "FollowSettings",
     "FollowedRequest",
+    "GenerationConfigSource",
+    "GenerationDefaults",
     "GenerationIterator",
     "GradEllm",
     "Gradient",
@@ -162,6 +166,7 @@ __all__ = [
     "Started",
     "Step",
     "Switches",
+    "TemplateOptions",
     "TokenSelection",
     "TokenizerError",
     "UnsupportedModelError",
@@ -190,6 +195,7 @@ _MODULES = (
     "faithfulness.results",
     "utils.memory",
     "core.outputs",
+    "tokenization.template_options",
     "tokenization.encoder",
     "tokenization.chat_template",
     "tokenization.prompt",
@@ -202,6 +208,7 @@ _MODULES = (
     "methods.base",
     "methods.gradients.base",
     "methods.post_hoc",
+    "model.generation_config",
     "model.loader",
     "core.generation",
     "core.request",

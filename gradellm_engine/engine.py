@@ -29,6 +29,7 @@ from gradellm_engine.faithfulness.results import EvaluationItem, EvaluationSumma
 from gradellm_engine.faithfulness.settings import EvaluationSettings
 from gradellm_engine.methods.base import Method
 from gradellm_engine.methods.cost_model import Estimate, ModelCost
+from gradellm_engine.model.generation_config import GenerationConfigSource
 from gradellm_engine.model.loader import LoadedModel, ModelInfo, Progress, load_model
 from gradellm_engine.model.quantization import Quantization
 from gradellm_engine.params import AttributionSettings, Switches
@@ -56,6 +57,8 @@ class Engine:
         kv_tokens: tokens that it holds.
         post_hoc: runs methods over whole completions.
         request_builder: builds requests.
+        default_sampling: what a server's requests have where they say nothing: the values of the model's
+            generation_config.json, or the class's own.
         scheduler: runs requests.
     """
 
@@ -84,7 +87,13 @@ class Engine:
             model.runner.use_graphs()
         self.kv_tokens = kv_tokens
         self.kv_bytes = kv_tokens * model.runner.bytes_per_token
-        limits = RequestLimits.of(model.encoder, min(model.info.context_tokens, kv_tokens), max_new_tokens)
+        self.default_sampling = model.generation_defaults.sampling
+        limits = RequestLimits.of(
+            model.encoder,
+            min(model.info.context_tokens, kv_tokens),
+            max_new_tokens,
+            model.generation_defaults.max_new_tokens,
+        )
         self.context_tokens = limits.context_tokens
         self.max_prompt_tokens = limits.prompt.tokens
         self.max_new_tokens = limits.max_new_tokens
@@ -209,6 +218,7 @@ class Engine:
         threads: int | None = None,
         use_graphs: bool = True,
         batch_invariant: bool = False,
+        generation_config: GenerationConfigSource = GenerationConfigSource.AUTO,
         progress: Progress = lambda stage: None,
     ) -> Engine:
         """Load a model by local path or hub id, the demo model by default.
@@ -220,7 +230,8 @@ class Engine:
         methods over whole completions `method_bytes`, by default a share each of what is free. `threads` are CPU
         threads, by default as many as may run at once. `ranks` is the process group of a tensor-parallel model: all
         but rank 0 call `run_follower`. With `use_graphs`, decode steps are replayed as CUDA graphs (GPU) or launch
-        graphs and traces (CPU). `batch_invariant`: see `gradellm_engine.layers.batch_invariant`.
+        graphs and traces (CPU). `batch_invariant`: see `gradellm_engine.layers.batch_invariant`. `generation_config`:
+        whether `default_sampling` is the model's.
         """
         _check_counts(threads, max_new_tokens)
         use_threads(threads if threads or ranks is None else ranks.cpus(available_cpus()))
@@ -235,6 +246,7 @@ class Engine:
             context_tokens=context_tokens,
             batch_invariant=batch_invariant,
             memory_bytes=memory_bytes,
+            generation_config=generation_config,
             progress=progress,
         )
         return cls(

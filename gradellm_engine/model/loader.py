@@ -18,13 +18,19 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from gradellm_engine.demo_model import CHECKPOINT as DEMO_CHECKPOINT
 from gradellm_engine.distributed.process_group import ProcessGroup
-from gradellm_engine.errors import ModelLoadError, UnsupportedModelError
+from gradellm_engine.errors import UnsupportedModelError
 from gradellm_engine.layers.batch_invariant import NAME as BATCH_INVARIANT
 from gradellm_engine.layers.rotary_switch import context_limit
 from gradellm_engine.model import checkpoint
 from gradellm_engine.model.attention_interface import ATTENTION_KERNEL
 from gradellm_engine.model.checkpoint_check import CONFIG, check_checkpoint, check_config, config_sha256, read_json
 from gradellm_engine.model.families import Family, family_of
+from gradellm_engine.model.generation_config import (
+    GenerationConfigSource,
+    GenerationDefaults,
+    end_ids,
+    generation_defaults,
+)
 from gradellm_engine.model.load_options import (
     check_batch_invariant,
     check_context_tokens,
@@ -105,6 +111,7 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     encoder: TextEncoder
     end_ids: frozenset[int]
+    generation_defaults: GenerationDefaults = GenerationDefaults()
 
 
 def load_model(
@@ -119,6 +126,7 @@ def load_model(
     context_tokens: int | None = None,
     batch_invariant: bool = False,
     memory_bytes: int | None = None,
+    generation_config: GenerationConfigSource = GenerationConfigSource.AUTO,
     progress: Progress = lambda stage: None,
 ) -> LoadedModel:
     """Load a decoder with its tokenizer.
@@ -134,6 +142,7 @@ def load_model(
         context_tokens: a limit below the model's own.
         batch_invariant: whether results must not depend on batch composition.
         memory_bytes: a limit of the memory of this process, on its device; packed copies of weights keep to it.
+        generation_config: whether requests have the defaults of the model's generation_config.json.
         progress: called with each stage as it begins.
 
     Raises:
@@ -166,6 +175,7 @@ def load_model(
         ranks=ranks,
         batch_invariant=batch_invariant,
         memory_bytes=memory_bytes,
+        generation_config=generation_config,
     )
 
 
@@ -306,11 +316,12 @@ def wrap_model(
     ranks: ProcessGroup | None = None,
     batch_invariant: bool = False,
     memory_bytes: int | None = None,
+    generation_config: GenerationConfigSource = GenerationConfigSource.AUTO,
 ) -> LoadedModel:
     """Wrap a model that is in memory, after checking its logits against Transformers' eager attention.
 
     Raises:
-        ModelLoadError: if its logits are not finite.
+        ModelLoadError: if its logits are not finite, or a value of its generation_config.json is not valid.
         UnsupportedModelError: for a family that cannot be explained exactly.
     """
     config = model.config.get_text_config(decoder=True)
@@ -338,7 +349,8 @@ def wrap_model(
         has_chat_template=bool(tokenizer.chat_template),
         config_sha256=config_sha256,
     )
-    return LoadedModel(info, family, runner, tokenizer, TextEncoder(tokenizer), _end_ids(model, tokenizer))
+    defaults = generation_defaults(model, generation_config)
+    return LoadedModel(info, family, runner, tokenizer, TextEncoder(tokenizer), end_ids(model, tokenizer), defaults)
 
 
 def _checked_runner(
@@ -380,18 +392,3 @@ def software_versions() -> dict[str, str]:
         "transformers": transformers.__version__,
         "tokenizers": tokenizers.__version__,
     }
-
-
-def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The tokens that end a completion, from generation_config.json and the tokenizer.
-
-    Raises:
-        ModelLoadError: if one is not a token id.
-    """
-    generation: Any = model.generation_config
-    eos_token_id = None if generation is None else generation.eos_token_id
-    ids = eos_token_id if isinstance(eos_token_id, list) else [eos_token_id]
-    ids = [token_id for token_id in (*ids, tokenizer.eos_token_id) if token_id is not None]
-    if not all(isinstance(token_id, int) for token_id in ids):
-        raise ModelLoadError(f"eos_token_id of generation_config.json is not a token id: {eos_token_id!r}")
-    return frozenset(ids)

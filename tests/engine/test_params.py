@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
@@ -22,14 +21,12 @@ from gradellm_engine import (
     Rectify,
     Resolution,
     Rotary,
-    Sampling,
     Similarity,
     Sink,
     Sources,
     TokenSelection,
 )
 from gradellm_engine.params import PRESETS, RECOMMENDED_PRESET
-from gradellm_engine.sampling_params import MAX_ALTERNATIVES, MAX_SEED, MAX_STOP_TEXTS
 
 
 def test_presets_are_those_of_the_method() -> None:

@@ -82,9 +82,9 @@ class LogitsProcessors:
         )
         if repetition == 1 and not (frequency or presence):
             return logits
-        generated, counts = torch.tensor(completion_ids, dtype=torch.int64).unique(return_counts=True)
+        generated, counts = torch.unique(torch.tensor(completion_ids, dtype=torch.int64), return_counts=True)
         if repetition != 1:
-            seen = torch.cat([self.prompt_ids, generated]).unique()
+            seen = torch.unique(torch.cat([self.prompt_ids, generated]))
             logits = penalize_repeated(logits, seen.to(device), repetition)
         if frequency or presence:
             counts = counts.to(device, logits.dtype)

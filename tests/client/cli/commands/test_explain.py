@@ -48,7 +48,10 @@ EVERY_FLAG = """
     --seed 5 --stop x --stop y --num-alternatives 2 --forced-ids 7,8 --first-attribution 1 --attribution knockout
     --method grad_ellm --loosening none --layers last:4 --similarity dot --rotary rotated --rectify none
     --magnitude knockout --normalise-over user --sink exclude --target-token 9 --contrast runner_up --sources prefix
-    --resolution word --top-k-sources 6 --timeout 20
+    --resolution word --top-k-sources 6 --timeout 20 --min-p 0.1 --repetition-penalty 1.1 --frequency-penalty -0.5
+    --presence-penalty 0.25 --logit-bias 5:-1,6:2.5 --min-new-tokens 2 --ignore-eos --stop-token-ids 3,4
+    --no-skip-special-tokens --chat-template-kwargs {"enable_thinking":false} --no-add-generation-prompt
+    --continue-final-message
 """
 
 

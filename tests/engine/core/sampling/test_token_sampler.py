@@ -19,7 +19,7 @@ def ids_of(steps: Sequence[Step]) -> list[int]:
     return [step.id for step in steps]
 
 
-def generated(engine: Engine, sampling: Sampling, **keywords: Any) -> tuple[list[int], FinishReason, str]:  # noqa: ANN401
+def generated(engine: Engine, sampling: Sampling, **keywords: Any) -> tuple[list[int], FinishReason, str]:
     generation = engine.generate(PROMPT, sampling, **keywords)
     ids = ids_of(list(generation))
     assert generation.finished is not None
