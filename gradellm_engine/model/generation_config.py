@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from gradellm_engine.errors import InvalidRequestError, ModelLoadError
 from gradellm_engine.sampling_params import Sampling
@@ -48,16 +48,15 @@ class GenerationDefaults:
         return {} if self.max_new_tokens is None else {"max_new_tokens": self.max_new_tokens}
 
 
-def generation_defaults(model: PreTrainedModel, source: GenerationConfigSource) -> GenerationDefaults:
-    """The defaults of a loaded model.
+def generation_defaults(config: GenerationConfig | None, source: GenerationConfigSource) -> GenerationDefaults:
+    """The defaults that a model's file has, as Transformers has read it.
 
     Raises:
         ModelLoadError: naming the value that is not valid.
     """
-    config: Any = model.generation_config
     if config is None or source is GenerationConfigSource.NONE:
         return GenerationDefaults()
-    stored = config.to_diff_dict()
+    stored: dict[str, Any] = config.to_diff_dict()
     values = {name: stored[name] for name in _SAMPLING if stored.get(name) is not None}
     if stored.get("do_sample") and "temperature" not in values:
         values["temperature"] = _SAMPLED_TEMPERATURE
@@ -77,14 +76,13 @@ def _problem(name: str, what: str) -> str:
     return f"{name} of {FILE} {what}; load the model with --generation-config none to leave the file's values out"
 
 
-def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def end_ids(config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """The tokens that end a completion, from the file and the tokenizer.
 
     Raises:
         ModelLoadError: if one is not a token id.
     """
-    generation: Any = model.generation_config
-    eos_token_id = None if generation is None else generation.eos_token_id
+    eos_token_id: Any = None if config is None else config.eos_token_id
     ids = eos_token_id if isinstance(eos_token_id, list) else [eos_token_id]
     ids = [token_id for token_id in (*ids, tokenizer.eos_token_id) if token_id is not None]
     if not all(isinstance(token_id, int) for token_id in ids):

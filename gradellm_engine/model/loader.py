@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from gradellm_engine.demo_model import CHECKPOINT as DEMO_CHECKPOINT
 from gradellm_engine.distributed.process_group import ProcessGroup
@@ -25,12 +25,7 @@ from gradellm_engine.model import checkpoint
 from gradellm_engine.model.attention_interface import ATTENTION_KERNEL
 from gradellm_engine.model.checkpoint_check import CONFIG, check_checkpoint, check_config, config_sha256, read_json
 from gradellm_engine.model.families import Family, family_of
-from gradellm_engine.model.generation_config import (
-    GenerationConfigSource,
-    GenerationDefaults,
-    end_ids,
-    generation_defaults,
-)
+from gradellm_engine.model.generation_config import end_ids
 from gradellm_engine.model.load_options import (
     check_batch_invariant,
     check_context_tokens,
@@ -111,7 +106,7 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     encoder: TextEncoder
     end_ids: frozenset[int]
-    generation_defaults: GenerationDefaults = GenerationDefaults()
+    generation_config: GenerationConfig | None = None
 
 
 def load_model(
@@ -126,7 +121,6 @@ def load_model(
     context_tokens: int | None = None,
     batch_invariant: bool = False,
     memory_bytes: int | None = None,
-    generation_config: GenerationConfigSource = GenerationConfigSource.AUTO,
     progress: Progress = lambda stage: None,
 ) -> LoadedModel:
     """Load a decoder with its tokenizer.
@@ -142,7 +136,6 @@ def load_model(
         context_tokens: a limit below the model's own.
         batch_invariant: whether results must not depend on batch composition.
         memory_bytes: a limit of the memory of this process, on its device; packed copies of weights keep to it.
-        generation_config: whether requests have the defaults of the model's generation_config.json.
         progress: called with each stage as it begins.
 
     Raises:
@@ -175,7 +168,6 @@ def load_model(
         ranks=ranks,
         batch_invariant=batch_invariant,
         memory_bytes=memory_bytes,
-        generation_config=generation_config,
     )
 
 
@@ -316,12 +308,11 @@ def wrap_model(
     ranks: ProcessGroup | None = None,
     batch_invariant: bool = False,
     memory_bytes: int | None = None,
-    generation_config: GenerationConfigSource = GenerationConfigSource.AUTO,
 ) -> LoadedModel:
     """Wrap a model that is in memory, after checking its logits against Transformers' eager attention.
 
     Raises:
-        ModelLoadError: if its logits are not finite, or a value of its generation_config.json is not valid.
+        ModelLoadError: if its logits are not finite.
         UnsupportedModelError: for a family that cannot be explained exactly.
     """
     config = model.config.get_text_config(decoder=True)
@@ -349,8 +340,10 @@ def wrap_model(
         has_chat_template=bool(tokenizer.chat_template),
         config_sha256=config_sha256,
     )
-    defaults = generation_defaults(model, generation_config)
-    return LoadedModel(info, family, runner, tokenizer, TextEncoder(tokenizer), end_ids(model, tokenizer), defaults)
+    generation: Any = model.generation_config
+    return LoadedModel(
+        info, family, runner, tokenizer, TextEncoder(tokenizer), end_ids(generation, tokenizer), generation
+    )
 
 
 def _checked_runner(

@@ -171,7 +171,7 @@ def _load_engine(options: argparse.Namespace, progress: Callable[[str], None]) -
         generation_config=GenerationConfigSource(options.generation_config),
         progress=progress,
     )
-    if defaults := str(engine.model.generation_defaults):
+    if defaults := str(engine.generation_defaults):
         progress(f"requests have the defaults of the model's generation_config.json: {defaults}")
     engine.measure_cost()  # here, and not when it is first needed: see the caller
     return engine

@@ -83,7 +83,7 @@ def _resolved(event: pb.Started, asked: pb.AttributionOptions) -> pb.Started:
 
 def _use_sampling(used: pb.Sampling, asked: pb.GenerateRequest) -> None:
     """Set the fields of sampling that were asked for beyond those that every server has."""
-    names = pb.Sampling.DESCRIPTOR.fields_by_name.keys() - {"max_new_tokens", "temperature", "top_k", "top_p", "seed"}
+    names = set(pb.Sampling.DESCRIPTOR.fields_by_name) - {"max_new_tokens", "temperature", "top_k", "top_p", "seed"}
     for field, value in asked.ListFields():
         if field.name not in names:
             continue

@@ -27,7 +27,8 @@ def test_sampling_reaches_the_request() -> None:
         "stop_token_ids": [7, 8],
         "skip_special_tokens": False,
     }
-    request = generate_request("Once", {**keywords, "attribution": None})
+    asked: Any = {**keywords, "attribution": None}
+    request = generate_request("Once", asked)
     expected = {**keywords, "logit_bias": {5: 1.0, 6: -2.5}}
     assert request == pb.GenerateRequest(input=pb.Input(prompt="Once"), **expected)
     assert request.HasField("skip_special_tokens")
@@ -37,7 +38,7 @@ def test_neutral_values_are_sent() -> None:
     """They replace those of the model's generation_config.json."""
     request = generate_request("Once", {"min_p": 0, "repetition_penalty": 1, "frequency_penalty": 0, "temperature": 0})
     names = ("min_p", "repetition_penalty", "frequency_penalty", "temperature")
-    assert [request.HasField(name) for name in names] == [True] * 4  # type: ignore[arg-type]
+    assert [request.HasField(name) for name in names] == [True] * 4
     assert not request.HasField("presence_penalty")
 
 
@@ -77,9 +78,10 @@ def test_every_call_with_messages_takes_options_of_the_template() -> None:
         "add_generation_prompt": False,
         "continue_final_message": True,
     }
+    attributed: Any = {**options, "completion": "a"}
     inputs = [
         generate_request(None, options).input,
-        attribute_request(None, {**options, "completion": "a"}).input,
+        attribute_request(None, attributed).input,
         follow_request(None, options).input,
         tokenize_request(None, options).input,
     ]

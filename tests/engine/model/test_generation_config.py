@@ -15,12 +15,17 @@ from gradellm_engine.model.generation_config import GenerationDefaults, end_ids,
 
 
 def defaults_of(source: GenerationConfigSource = GenerationConfigSource.AUTO, **stored: Any) -> GenerationDefaults:
-    model: Any = SimpleNamespace(generation_config=GenerationConfig(**stored))
-    return generation_defaults(model, source)
+    return generation_defaults(GenerationConfig(**stored), source)
 
 
 def test_qwen_s_file() -> None:
-    stored = {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.05}
+    stored: dict[str, Any] = {
+        "do_sample": True,
+        "temperature": 0.7,
+        "top_k": 20,
+        "top_p": 0.8,
+        "repetition_penalty": 1.05,
+    }
     defaults = defaults_of(**stored, presence_penalty=1.5, max_new_tokens=2048)
     expected = Sampling(temperature=0.7, top_k=20, top_p=0.8, repetition_penalty=1.05, presence_penalty=1.5)
     assert (defaults.sampling, defaults.max_new_tokens) == (expected, 2048)
@@ -41,8 +46,7 @@ def test_a_file_without_sampling_leaves_the_defaults(stored: dict[str, Any]) -> 
 
 def test_none_leaves_the_file_out() -> None:
     assert defaults_of(GenerationConfigSource.NONE, do_sample=True, temperature=0.7) == GenerationDefaults()
-    without: Any = SimpleNamespace(generation_config=None)
-    assert generation_defaults(without, GenerationConfigSource.AUTO) == GenerationDefaults()
+    assert generation_defaults(None, GenerationConfigSource.AUTO) == GenerationDefaults()
 
 
 @pytest.mark.parametrize(
@@ -51,18 +55,17 @@ def test_none_leaves_the_file_out() -> None:
 def test_an_invalid_value_is_named_with_the_flag(name: str, value: Any) -> None:
     config = GenerationConfig()
     setattr(config, name, value)
-    model: Any = SimpleNamespace(generation_config=config)
     with pytest.raises(ModelLoadError, match=f"{name} of generation_config.json .* --generation-config none"):
-        generation_defaults(model, GenerationConfigSource.AUTO)
+        generation_defaults(config, GenerationConfigSource.AUTO)
 
 
 def test_end_tokens_are_those_of_file_and_tokenizer() -> None:
     tokenizer: Any = SimpleNamespace(eos_token_id=7)
     for eos, expected in [(None, {7}), (5, {5, 7}), ([5, 6], {5, 6, 7})]:
-        model: Any = SimpleNamespace(generation_config=GenerationConfig(eos_token_id=eos))
-        assert end_ids(model, tokenizer) == expected
+        assert end_ids(GenerationConfig(eos_token_id=eos), tokenizer) == expected
+    assert end_ids(None, tokenizer) == {7}
     with pytest.raises(ModelLoadError, match="eos_token_id"):
-        end_ids(SimpleNamespace(generation_config=SimpleNamespace(eos_token_id="a")), tokenizer)  # type: ignore[arg-type]
+        end_ids(GenerationConfig(eos_token_id="a"), tokenizer)
 
 
 def test_a_loaded_model_has_its_file_s_defaults(model_path: Callable[[str], Path], tmp_path: Path) -> None:
@@ -72,7 +75,7 @@ def test_a_loaded_model_has_its_file_s_defaults(model_path: Callable[[str], Path
     config.unlink(missing_ok=True)
     config.write_text('{"do_sample": true, "temperature": 0.6, "top_p": 0.9, "max_new_tokens": 5}')
     engine = Engine.load(str(tmp_path))
-    assert engine.default_sampling == Sampling(temperature=0.6, top_p=0.9)
-    assert engine.generate("a", engine.default_sampling).started.sampling.max_new_tokens == 5
+    assert engine.generation_defaults.sampling == Sampling(temperature=0.6, top_p=0.9)
+    assert engine.generate("a", engine.generation_defaults.sampling).started.sampling.max_new_tokens == 5
     plain = Engine.load(str(tmp_path), generation_config=GenerationConfigSource.NONE)
-    assert plain.default_sampling == Sampling()
+    assert plain.generation_defaults.sampling == Sampling()

@@ -31,7 +31,8 @@ def regenerated(
     sampling = stored.provenance.sampling
     if sampling is None or (stored.finished is not None and stored.finished.reason == "end_of_completion"):
         return None
-    settings = {field.name: getattr(sampling, field.name) for field in fields(Sampling)}
+    stored_settings = {field.name: getattr(sampling, field.name) for field in fields(Sampling)}
+    settings = {name: value for name, value in stored_settings.items() if value is not None}
     settings["max_new_tokens"] = sampling.max_new_tokens or None
     if stored.finished is None:  # the stream was interrupted
         settings["max_new_tokens"] = len(stored.tokens)

@@ -31,7 +31,7 @@ def ending(engine: Engine, *end_ids: int) -> Engine:
     return Engine(replace(engine.model, end_ids=frozenset(end_ids)))
 
 
-EVERYTHING = {
+EVERYTHING: dict[str, Any] = {
     "repetition_penalty": 1.4,
     "frequency_penalty": 0.6,
     "presence_penalty": 0.4,
