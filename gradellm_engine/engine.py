@@ -225,11 +225,10 @@ class Engine:
 
         See `gradellm_engine.model.loader.load_model`. Up to `max_running` requests run at a time, and `max_followed`
         that follow another engine, with completions of up to `max_new_tokens`; prompts are read so that running
-        requests get a token at least every `max_gap` seconds, where the model is fast enough. The process plans to take
-        `memory_bytes` in all, by default what there is: the KV cache `kv_bytes`, methods over whole completions
-        `method_bytes`, by default a share each of what is free. `threads`: of the CPU, by default all that may run.
-        All ranks but 0 call `run_follower`. `use_graphs`: replay decode steps as CUDA graphs, or launch graphs and
-        traces. `generation_config`: where `generation_defaults` are from.
+        requests get a token at least every `max_gap` seconds. The process plans to take `memory_bytes` in all, by
+        default what there is: the KV cache `kv_bytes`, methods over whole completions `method_bytes`. `threads`: of the
+        CPU, by default all that may run. All ranks but 0 call `run_follower`. `use_graphs`: replay decode steps as CUDA
+        graphs, or launch graphs and traces. `generation_config`: where `generation_defaults` are from.
         """
         _check_counts(threads, max_new_tokens)
         use_threads(threads if threads or ranks is None else ranks.cpus(available_cpus()))
