@@ -212,3 +212,15 @@ def test_processed_logits_are_sampled_from() -> None:
     assert choose_token(distribution, Sampling(), 0, 0, processed) == 0
     only = torch.tensor([-torch.inf, -torch.inf, 0.0])
     assert choose_token(distribution, Sampling(temperature=1.0), 0, 0, only) == 2
+
+
+@given(tensor_seeds, st.sampled_from([0.3, 3.0, 20.0]), st.sampled_from([1e-9, 0.1, 0.5, 0.9, 0.999, 1 - 1e-12]))
+def test_top_p_sorts_candidates_with_the_same_result_as_all(
+    normal: Normal, seed: int, scale: float, top_p: float
+) -> None:
+    """Also with many tokens of equal probability, of which the first are kept."""
+    logits = (normal(seed, 5000) * scale).round(decimals=1)
+    probs = (logits - logits.max()).softmax(-1)
+    ordered, ids = probs.sort(descending=True, stable=True)
+    expected = probs.index_fill(0, ids[ordered.cumsum(-1) - ordered >= top_p], 0.0)
+    assert torch.equal(sampling_probs(logits, Sampling(temperature=1.0, top_p=top_p)), expected / expected.sum())
