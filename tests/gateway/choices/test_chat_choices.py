@@ -110,6 +110,16 @@ def test_each_choice_has_its_own_explanation(url: str) -> None:
         assert Explanation.from_json(json.dumps(choice["gradellm"])).text == choice["message"]["content"]
 
 
+def test_the_prompt_is_read_once(url: str) -> None:
+    messages = [{"role": "user", "content": "A prompt that no other test has: " + "foxes like rain. " * 8}]
+    body = {"messages": messages, "n": 4, "gradellm": {}, **SAMPLED}
+    answer = json.loads(post(f"{url}/v1/chat/completions", body)[2])
+    usages = [choice["gradellm"]["finished"]["usage"] for choice in answer["choices"]]
+    copied = sorted(usage["reused_prompt_tokens"] for usage in usages)
+    assert copied[0] == 0
+    assert copied[1] > usages[0]["prompt_tokens"] / 2
+
+
 def test_an_error_of_all_choices_is_one_answer(url: str) -> None:
     for stream in (False, True):
         body = {"messages": MESSAGES, "n": 4, "max_tokens": 10**6, "stream": stream}
