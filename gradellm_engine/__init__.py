@@ -59,11 +59,10 @@ if TYPE_CHECKING:
     from gradellm_engine.methods.random import Random
     from gradellm_engine.methods.registry import METHODS, method_named
     from gradellm_engine.model.checkpoint_check import check_checkpoint, check_context
+    from gradellm_engine.model.generation_config import GenerationConfigSource, GenerationDefaults
     from gradellm_engine.model.loader import software_versions
     from gradellm_engine.model.quantization import Quantization
     from gradellm_engine.params import (
-        MAX_ALTERNATIVES,
-        MAX_STOP_TEXTS,
         AttributionSettings,
         Contrast,
         Delivery,
@@ -75,7 +74,6 @@ if TYPE_CHECKING:
         Rectify,
         Resolution,
         Rotary,
-        Sampling,
         Similarity,
         Sink,
         Sources,
@@ -83,12 +81,20 @@ if TYPE_CHECKING:
         TokenSelection,
     )
     from gradellm_engine.presets import concrete_preset, preset_of
+    from gradellm_engine.sampling_params import (
+        MAX_ALTERNATIVES,
+        MAX_LOGIT_BIASES,
+        MAX_STOP_TEXTS,
+        MAX_STOP_TOKEN_IDS,
+        Sampling,
+    )
     from gradellm_engine.tokenization.chat_template import Message
     from gradellm_engine.tokenization.encoder import interruption_point
     from gradellm_engine.tokenization.prompt import Prompt, PromptToken, Role
     from gradellm_engine.tokenization.prompt_input import MessageSpan, PromptInput, Segment
     from gradellm_engine.tokenization.prompt_limits import PromptLimits
     from gradellm_engine.tokenization.prompt_reader import check_token_ids
+    from gradellm_engine.tokenization.template_options import TemplateOptions
     from gradellm_engine.utils.memory import gpu_memory
 
 __all__ = [
@@ -98,8 +104,10 @@ __all__ = [
     "MAX_EVALUATION_SEQUENCES",
     "MAX_EVALUATION_STEP_TOKENS",
     "MAX_LABELS",
+    "MAX_LOGIT_BIASES",
     "MAX_PIS",
     "MAX_STOP_TEXTS",
+    "MAX_STOP_TOKEN_IDS",
     "METHODS",
     "Aggregation",
     "Agreement",
@@ -121,6 +129,8 @@ __all__ = [
     "Finished",
     "FollowSettings",
     "FollowedRequest",
+    "GenerationConfigSource",
+    "GenerationDefaults",
     "GenerationIterator",
     "GivenLogprobs",
     "GradEllm",
@@ -164,6 +174,7 @@ __all__ = [
     "Started",
     "Step",
     "Switches",
+    "TemplateOptions",
     "TokenSelection",
     "TokenizerError",
     "UnsupportedModelError",
@@ -183,6 +194,7 @@ __all__ = [
 _MODULES = (
     "errors",
     "params",
+    "sampling_params",
     "presets",
     "model.checkpoint_check",
     "model.quantization",
@@ -191,6 +203,7 @@ _MODULES = (
     "faithfulness.results",
     "utils.memory",
     "core.outputs",
+    "tokenization.template_options",
     "tokenization.encoder",
     "tokenization.chat_template",
     "tokenization.prompt",
@@ -203,6 +216,7 @@ _MODULES = (
     "methods.base",
     "methods.gradients.base",
     "methods.post_hoc",
+    "model.generation_config",
     "model.loader",
     "core.generation",
     "core.request",

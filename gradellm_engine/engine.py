@@ -29,10 +29,12 @@ from gradellm_engine.faithfulness.results import EvaluationItem, EvaluationSumma
 from gradellm_engine.faithfulness.settings import EvaluationSettings
 from gradellm_engine.methods.base import Method
 from gradellm_engine.methods.cost_model import Estimate, ModelCost
+from gradellm_engine.model.generation_config import GenerationConfigSource, generation_defaults
 from gradellm_engine.model.loader import LoadedModel, ModelInfo, Progress, load_model
 from gradellm_engine.model.quantization import Quantization
-from gradellm_engine.params import AttributionSettings, Sampling, Switches
+from gradellm_engine.params import AttributionSettings, Switches
 from gradellm_engine.presets import concrete_preset
+from gradellm_engine.sampling_params import Sampling
 from gradellm_engine.tokenization.prompt import Prompt
 from gradellm_engine.utils.memory import resident_bytes, return_unused
 from gradellm_engine.utils.threads import available_cpus, use_threads
@@ -55,6 +57,7 @@ class Engine:
         kv_tokens: tokens that it holds.
         post_hoc: runs methods over whole completions.
         request_builder: builds requests.
+        generation_defaults: the values that a server's requests have where they say nothing.
         scheduler: runs requests.
     """
 
@@ -70,8 +73,10 @@ class Engine:
         kv_bytes: int | None = None,
         method_bytes: int | None = None,
         use_graphs: bool = True,
+        generation_config: GenerationConfigSource = GenerationConfigSource.AUTO,
     ) -> None:
         self.model = model
+        self.generation_defaults = generation_defaults(model.generation_config, generation_config)
         self.info: ModelInfo = model.info
         ranks = model.runner.ranks
         free = free_bytes(model.runner.device, memory_bytes)
@@ -83,7 +88,12 @@ class Engine:
             model.runner.use_graphs()
         self.kv_tokens = kv_tokens
         self.kv_bytes = kv_tokens * model.runner.bytes_per_token
-        limits = RequestLimits.of(model.encoder, min(model.info.context_tokens, kv_tokens), max_new_tokens)
+        limits = RequestLimits.of(
+            model.encoder,
+            min(model.info.context_tokens, kv_tokens),
+            max_new_tokens,
+            self.generation_defaults.max_new_tokens,
+        )
         self.context_tokens = limits.context_tokens
         self.max_prompt_tokens = limits.prompt.tokens
         self.max_new_tokens = limits.max_new_tokens
@@ -208,18 +218,17 @@ class Engine:
         threads: int | None = None,
         use_graphs: bool = True,
         batch_invariant: bool = False,
+        generation_config: GenerationConfigSource = GenerationConfigSource.AUTO,
         progress: Progress = lambda stage: None,
     ) -> Engine:
         """Load a model by local path or hub id, the demo model by default.
 
-        `gradellm_engine.model.loader.load_model` describes what it loads and checks. Up to `max_running` requests run
-        at a time, and `max_followed` that follow another engine, with completions of up to `max_new_tokens`; prompts
-        are read so that running requests get a token at least every `max_gap` seconds, as far as the model is fast
-        enough. The process plans to take `memory_bytes` in all, by default what there is: the KV cache `kv_bytes`,
-        methods over whole completions `method_bytes`, by default a share each of what is free. `threads` are CPU
-        threads, by default as many as may run at once. `ranks` is the process group of a tensor-parallel model: all
-        but rank 0 call `run_follower`. With `use_graphs`, decode steps are replayed as CUDA graphs (GPU) or launch
-        graphs and traces (CPU). `batch_invariant`: see `gradellm_engine.layers.batch_invariant`.
+        See `gradellm_engine.model.loader.load_model`. Up to `max_running` requests run at a time, and `max_followed`
+        that follow another engine, with completions of up to `max_new_tokens`; prompts are read so that running
+        requests get a token at least every `max_gap` seconds. The process plans to take `memory_bytes` in all, by
+        default what there is: the KV cache `kv_bytes`, methods over whole completions `method_bytes`. `threads`: of the
+        CPU, by default all that may run. All ranks but 0 call `run_follower`. `use_graphs`: replay decode steps as CUDA
+        graphs, or launch graphs and traces. `generation_config`: where `generation_defaults` are from.
         """
         _check_counts(threads, max_new_tokens)
         use_threads(threads if threads or ranks is None else ranks.cpus(available_cpus()))
@@ -246,6 +255,7 @@ class Engine:
             kv_bytes=kv_bytes,
             method_bytes=method_bytes,
             use_graphs=use_graphs,
+            generation_config=generation_config,
         )
 
     def tokenize(self, prompt: AnyPrompt) -> Prompt:

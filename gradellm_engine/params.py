@@ -1,4 +1,4 @@
-"""The parameters of a request: sampling, attribution methods and their switches.
+"""The parameters of an attribution: methods and their switches. `sampling_params` has those of sampling.
 
 Each class validates itself on construction. Fields have the names of the wire contract, so that an error names the
 field that the caller wrote. What depends on the model (vocabulary size, number of layers) is checked by
@@ -7,7 +7,6 @@ field that the caller wrote. What depends on the model (vocabulary size, number 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
@@ -17,62 +16,7 @@ from typing import Any, ClassVar, Self
 
 from gradellm_engine.errors import InvalidRequestError
 
-MAX_STOP_TEXTS = 16
-MAX_STOP_CHARACTERS = 1000
-MAX_ALTERNATIVES = 20
-MAX_SEED = 2**63 - 1
 MAX_CHUNK_SIZE = 256
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are sampled.
-
-    Attributes:
-        max_new_tokens: limit of the completion, forced tokens included; None for DEFAULT_NEW_TOKENS, as far as they fit
-            the context.
-        temperature: divides the logits; 0 is greedy decoding.
-        top_k: sample from the k most probable tokens; 0 for all.
-        top_p: sample from the smallest set of most probable tokens with at least this probability, in (0, 1].
-        seed: in [0, 2**63); None lets the engine choose one.
-        stop: stop texts; the completion ends before the first of them.
-        num_alternatives: number of most probable tokens to report at each step.
-    """
-
-    max_new_tokens: int | None = None
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    num_alternatives: int = 0
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise InvalidRequestError("max_new_tokens", f"must be at least 1, was {self.max_new_tokens}")
-        if not math.isfinite(self.temperature) or self.temperature < 0:
-            raise InvalidRequestError(
-                "temperature", f"must be a finite number of at least 0 (0 is greedy decoding), was {self.temperature}"
-            )
-        if self.top_k < 0:
-            raise InvalidRequestError("top_k", f"must be at least 0 (0 means all tokens), was {self.top_k}")
-        if not 0 < self.top_p <= 1:  # also refuses NaN
-            raise InvalidRequestError("top_p", f"must be above 0 and at most 1, was {self.top_p}")
-        if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
-            raise InvalidRequestError("seed", f"must lie between 0 and 2**63 - 1, was {self.seed}")
-        if len(self.stop) > MAX_STOP_TEXTS:
-            raise InvalidRequestError("stop", f"at most {MAX_STOP_TEXTS} stop texts, there were {len(self.stop)}")
-        for index, text in enumerate(self.stop):
-            if not text:
-                raise InvalidRequestError(f"stop[{index}]", "must not be empty")
-            if len(text) > MAX_STOP_CHARACTERS:
-                raise InvalidRequestError(
-                    f"stop[{index}]", f"{len(text):,} characters; the limit is {MAX_STOP_CHARACTERS:,}"
-                )
-        if not 0 <= self.num_alternatives <= MAX_ALTERNATIVES:
-            raise InvalidRequestError(
-                "num_alternatives", f"must lie between 0 and {MAX_ALTERNATIVES}, was {self.num_alternatives}"
-            )
 
 
 class Loosening(StrEnum):

@@ -190,7 +190,8 @@ def _read(kind: Any, plain: object, path: str) -> Any:  # noqa: ANN401  (any typ
     if origin is Mapping:
         if not isinstance(plain, dict):
             raise _malformed(path, "an object", plain)
-        return {key: _read(arms[1], item, _below(path, key)) for key, item in plain.items()}
+        items = {key: _read(arms[1], item, _below(path, key)) for key, item in plain.items()}
+        return {_integer_key(key, path): item for key, item in items.items()} if arms[0] is int else items
     if isinstance(kind, type) and is_dataclass(kind):
         return _read_dataclass(kind, plain, path)
     if kind is float and isinstance(plain, str) and plain in _NOT_FINITE:
@@ -209,6 +210,13 @@ def _read_items(kind: Any, items: list[Any], path: str) -> tuple[Any, ...]:  # n
     if alike and (kind is not int or not items or (min(items) in _INT64 and max(items) in _INT64)):
         return tuple(items)  # fast path for long rows
     return tuple(_read(kind, item, f"{path}[{index}]") for index, item in enumerate(items))
+
+
+def _integer_key(key: str, path: str) -> int:
+    """Return a name of an object as the integer that it was: JSON has only texts."""
+    if not re.fullmatch(r"-?[0-9]{1,18}", key):
+        raise _malformed(path, "an object with integers as names", key)
+    return int(key)
 
 
 def _read_union(kind: object, arms: tuple[Any, ...], plain: object, path: str) -> Any:  # noqa: ANN401

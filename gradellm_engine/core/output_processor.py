@@ -47,13 +47,18 @@ class OutputProcessor:
 
     def __init__(self, encoder: TextEncoder, spec: RequestSpec) -> None:
         self._encoder, self._special_ids = encoder, encoder.special_ids
-        self._num_alternatives = spec.sampling.num_alternatives
+        sampling = spec.sampling
+        self._num_alternatives, self._skip_special_tokens = sampling.num_alternatives, sampling.skip_special_tokens
         settings = spec.attribution or AttributionSettings()
         self._top_k = settings.top_k_sources
         self._source_map = SourceMap(spec.prompt, settings)
-        stop = () if spec.is_completion else spec.sampling.stop
         self._text = CompletionText(
-            self._decode, spec.prompt.ids, stop, self._special_token_text, may_end_later=spec.following is not None
+            self._decode,
+            spec.prompt.ids,
+            () if spec.is_completion else sampling.stop,
+            self._special_token_text,
+            num_unstopped=sampling.min_new_tokens,
+            may_end_later=spec.following is not None,
         )
         self._is_special: list[bool] = []  # of each token of the completion
         self._held: list[Step] = []  # tokens that have not been emitted
@@ -79,12 +84,12 @@ class OutputProcessor:
         """The stop text that ended the completion, if any."""
         return self._text.stop
 
-    def skip_token(self, token_id: int) -> None:
+    def skip_token(self, token_id: int, *, has_text: bool = True) -> None:
         """Add a token that was emitted before this request: one that a resumed completion begins with."""
         self._is_special.append(token_id in self._special_ids)
-        self._text.push(token_id)
+        self._text.push(token_id, has_text=has_text)
 
-    def add_token(self, token_id: int, distribution: Distribution, *, is_new: bool) -> None:
+    def add_token(self, token_id: int, distribution: Distribution, *, is_new: bool, has_text: bool = True) -> None:
         """Add the completion's next token, with the distribution that it was drawn from."""
         special = token_id in self._special_ids
         alternatives = tuple(
@@ -106,7 +111,7 @@ class OutputProcessor:
             is_new=is_new,
         )
         self._is_special.append(special)
-        self._text.push(token_id)
+        self._text.push(token_id, has_text=has_text)
         self._held.append(step)
 
     def add_scores(self, index: int, target: Target, scores: Tensor, error: float | None = None) -> None:
@@ -174,7 +179,7 @@ class OutputProcessor:
         return Attribution(index, scores[largest], largest, target.token_id, target.contrast_id, row.error)
 
     def _decode(self, ids: Sequence[int]) -> str:
-        return self._encoder.decode(ids, skip_special_tokens=True)
+        return self._encoder.decode(ids, skip_special_tokens=self._skip_special_tokens)
 
     def _special_token_text(self, token_id: int) -> str:
         """A special token as a stop text writes it; empty for tokens that have a text of their own."""

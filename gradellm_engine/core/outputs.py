@@ -10,7 +10,8 @@ from torch import Tensor
 from gradellm_engine.core.following.agreement import Agreement, Verdict
 from gradellm_engine.faithfulness.results import EvaluationItem, EvaluationSummary
 from gradellm_engine.faithfulness.settings import EvaluationSettings
-from gradellm_engine.params import AttributionSettings, Sampling
+from gradellm_engine.params import AttributionSettings
+from gradellm_engine.sampling_params import Sampling
 from gradellm_engine.tokenization.prompt import Prompt
 from gradellm_engine.tokenization.sources import Source
 
@@ -130,6 +131,7 @@ class FinishReason(StrEnum):
 
     END_OF_TEXT = "end_of_text"
     STOP_TEXT = "stop_text"
+    STOP_TOKEN = "stop_token"  # noqa: S105 (a reason, not a password)
     MAX_NEW_TOKENS = "max_new_tokens"
     END_OF_COMPLETION = "end_of_completion"
 

@@ -28,7 +28,8 @@ from gradellm_engine.core.following.given_tokens import GivenTokens
 from gradellm_engine.core.output_processor import OutputProcessor
 from gradellm_engine.core.outputs import Event, Finished, FinishReason, Progress, PromptProgress, Started
 from gradellm_engine.core.request_spec import RequestCall, RequestSpec, TargetChooser
-from gradellm_engine.core.sampler import Distribution, choose_token
+from gradellm_engine.core.sampler import Distribution
+from gradellm_engine.core.sampling.token_sampler import TokenSampler
 from gradellm_engine.faithfulness.pass_budget import PassBudget
 from gradellm_engine.faithfulness.results import EvaluationEvent
 from gradellm_engine.kv_cache.pool import MIN_REUSED_TOKENS, KVPool, KVSlot
@@ -79,16 +80,14 @@ class Request:
     is_followed = False
 
     def __init__(self, model: LoadedModel, spec: RequestSpec) -> None:
-        prompt, sampling = spec.prompt, spec.sampling
-        if sampling.seed is None or sampling.max_new_tokens is None:
-            raise ValueError("a request spec needs sampling with seed and max_new_tokens set")
+        prompt = spec.prompt
         self._model, self._spec = model, spec
-        self._seed, self._max_new_tokens = sampling.seed, sampling.max_new_tokens
+        self._sampler = TokenSampler(spec, model.end_ids)
         self.call: RequestCall | None = spec.call
         self._given = GivenTokens(spec.forced_ids, spec.following, num_read=spec.first_step)
         self.ids = prompt.ids + self._given.ids[: spec.first_step]
         self._num_prompt_tokens = len(prompt.tokens)
-        self.max_num_tokens = self._num_prompt_tokens + self._max_new_tokens
+        self.max_num_tokens = self._num_prompt_tokens + self._sampler.max_new_tokens
         self.num_slot_tokens = self.max_num_tokens
         self.tenant = spec.tenant
         self.slot: KVSlot | None = None
@@ -110,11 +109,13 @@ class Request:
         self._finish_reason: FinishReason | None = None
         self._output = OutputProcessor(model.encoder, spec)
         self._choose_target = TargetChooser(model.encoder, spec)
-        self.events: list[Event] = [Started(prompt, self._output.sources, sampling, spec.attribution, spec.evaluation)]
+        self.events: list[Event] = [
+            Started(prompt, self._output.sources, spec.sampling, spec.attribution, spec.evaluation)
+        ]
         self.error: Exception | None = None
         self.is_closed = False
-        for token_id in self._given.ids[: spec.first_step]:
-            self._output.skip_token(token_id)
+        for index, token_id in enumerate(self._given.ids[: spec.first_step]):
+            self._output.skip_token(token_id, has_text=self._sampler.has_text(index, token_id))
         if spec.first_step:
             self._finish_if_ended(self.ids[-1])
             self.close_if_done()
@@ -371,9 +372,10 @@ class Request:
                 token_id = self._given.ids[index]
                 self._given.compare(index, distribution)
             else:
-                token_id = choose_token(distribution, spec.sampling, self._seed, index)
+                token_id = self._sampler.choose(distribution, self.ids)
             self.ids.append(token_id)
-            self._output.add_token(token_id, distribution, is_new=spec.is_completion or not is_forced)
+            has_text, is_new = self._sampler.has_text(index, token_id), spec.is_completion or not is_forced
+            self._output.add_token(token_id, distribution, is_new=is_new, has_text=has_text)
             target = self._choose_target(token_id, distribution) if spec.explains(index) else None
             targets.append(target)
             if target is not None:
@@ -439,10 +441,8 @@ class Request:
             return  # forced tokens end nothing before the last of them
         elif self._output.stop is not None:
             self._finish_reason = FinishReason.STOP_TEXT
-        elif token_id in self._model.end_ids:
-            self._finish_reason = FinishReason.END_OF_TEXT
-        elif done == self._max_new_tokens:
-            self._finish_reason = FinishReason.MAX_NEW_TOKENS
+        else:
+            self._finish_reason = self._sampler.finish_reason(done - 1, token_id)
         if self._finish_reason is not None:
             self._output.finish()
             if self._output.stop is not None:

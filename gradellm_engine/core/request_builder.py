@@ -21,7 +21,8 @@ from gradellm_engine.faithfulness.evaluation import Evaluation
 from gradellm_engine.faithfulness.settings import EvaluationSettings
 from gradellm_engine.methods.registry import method_named
 from gradellm_engine.model.loader import LoadedModel
-from gradellm_engine.params import AttributionSettings, Sampling, TokenSelection
+from gradellm_engine.params import AttributionSettings, TokenSelection
+from gradellm_engine.sampling_params import Sampling
 from gradellm_engine.tokenization.prompt import Prompt
 from gradellm_engine.tokenization.prompt_input import PromptInput
 from gradellm_engine.tokenization.prompt_reader import check_token_ids, read_prompt

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from gradellm_engine.errors import InvalidRequestError
-from gradellm_engine.params import Sampling
+from gradellm_engine.sampling_params import Sampling
 from gradellm_engine.tokenization.encoder import TextEncoder
 from gradellm_engine.tokenization.prompt import Prompt
 from gradellm_engine.tokenization.prompt_limits import PromptLimits
@@ -23,21 +23,29 @@ class RequestLimits:
         max_new_tokens: tokens of a completion.
         prompt: limits of an input.
         completion: limits of a completion's text.
+        default_new_tokens: tokens of a completion where the request says nothing, as far as they fit.
     """
 
     context_tokens: int
     max_new_tokens: int
     prompt: PromptLimits
     completion: PromptLimits
+    default_new_tokens: int = DEFAULT_NEW_TOKENS
 
     @classmethod
-    def of(cls, encoder: TextEncoder, context_tokens: int, max_new_tokens: int) -> RequestLimits:
+    def of(
+        cls,
+        encoder: TextEncoder,
+        context_tokens: int,
+        max_new_tokens: int,
+        default_new_tokens: int | None = None,
+    ) -> RequestLimits:
         """The limits of a context; a prompt leaves room for at least one new token."""
         max_prompt_tokens = context_tokens - 1
         max_new_tokens = min(max_new_tokens, max_prompt_tokens)
         prompt = PromptLimits.of(encoder, max_prompt_tokens)
         completion = replace(prompt, tokens=max_new_tokens, characters=max_new_tokens * encoder.longest_token)
-        return cls(context_tokens, max_new_tokens, prompt, completion)
+        return cls(context_tokens, max_new_tokens, prompt, completion, default_new_tokens or DEFAULT_NEW_TOKENS)
 
     def check_completion(self, completion: str | Sequence[int]) -> None:
         """Refuse a given completion by the length of its text or the number of its tokens.
@@ -80,12 +88,12 @@ class RequestLimits:
             )
 
     def resolve_max_new_tokens(self, sampling: Sampling, prompt: Prompt) -> int:
-        """The length that a completion may have: as requested, or DEFAULT_NEW_TOKENS as far as they fit.
+        """The length that a completion may have: as requested, or the default as far as it fits.
 
         Raises:
             InvalidRequestError: where the requested length does not fit.
         """
         if sampling.max_new_tokens is None:
-            return min(DEFAULT_NEW_TOKENS, self.room(prompt))
+            return min(self.default_new_tokens, self.room(prompt))
         self.check_room("max_new_tokens", prompt, sampling.max_new_tokens)
         return sampling.max_new_tokens

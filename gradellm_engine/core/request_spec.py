@@ -15,15 +15,9 @@ from gradellm_engine.faithfulness.pass_budget import PassBudget
 from gradellm_engine.faithfulness.results import EvaluationEvent
 from gradellm_engine.faithfulness.settings import EvaluationSettings
 from gradellm_engine.methods.post_hoc import CompletionContext, StepScores
-from gradellm_engine.params import (
-    AttributionSettings,
-    GradEllm,
-    LayerSwitches,
-    NormaliseOver,
-    Sampling,
-    Switches,
-)
+from gradellm_engine.params import AttributionSettings, GradEllm, LayerSwitches, NormaliseOver, Switches
 from gradellm_engine.passes.base import ExplainSpec, Target
+from gradellm_engine.sampling_params import Sampling
 from gradellm_engine.tokenization.encoder import TextEncoder
 from gradellm_engine.tokenization.prompt import Prompt, Role
 

@@ -20,7 +20,8 @@ from gradellm_engine.faithfulness.settings import (
 from gradellm_engine.methods.base import Method
 from gradellm_engine.methods.registry import METHODS, method_named
 from gradellm_engine.model.loader import LoadedModel
-from gradellm_engine.params import AttributionSettings, GradEllm, NormaliseOver, Rotary, Sampling, Switches
+from gradellm_engine.params import AttributionSettings, GradEllm, NormaliseOver, Rotary, Switches
+from gradellm_engine.sampling_params import Sampling
 from gradellm_engine.tokenization.prompt import Prompt
 
 
@@ -28,20 +29,30 @@ class SettingsResolver:
     """Resolves the settings of requests to one model."""
 
     def __init__(self, model: LoadedModel, limits: RequestLimits, post_hoc: PostHocRunner) -> None:
-        self._family, self._info = model.family, model.info
+        self._family, self._info, self._end_ids = model.family, model.info, model.end_ids
         self._limits, self._post_hoc = limits, post_hoc
 
     def sampling(self, sampling: Sampling, prompt: Prompt) -> Sampling:
         """Sampling with `seed` and `max_new_tokens` set.
 
         Raises:
-            InvalidRequestError: where the requested length does not fit the context.
+            InvalidRequestError: where the requested length does not fit the context, or a token is not in the
+                vocabulary.
         """
-        return replace(
-            sampling,
-            max_new_tokens=self._limits.resolve_max_new_tokens(sampling, prompt),
-            seed=random_seed() if sampling.seed is None else sampling.seed,
-        )
+        for index, token_id in enumerate(sampling.stop_token_ids):
+            self._check_token_id(f"stop_token_ids[{index}]", token_id)
+        for token_id, _ in sampling.logit_bias:
+            self._check_token_id(f"logit_bias[{token_id}]", token_id)
+        max_new_tokens = self._limits.resolve_max_new_tokens(sampling, prompt)
+        if sampling.min_new_tokens > max_new_tokens:
+            raise InvalidRequestError(
+                "min_new_tokens",
+                f"is {sampling.min_new_tokens:,}; the completion has at most {max_new_tokens:,} tokens",
+            )
+        if sampling.min_new_tokens and len({*sampling.stop_token_ids, *self._end_ids}) >= self._info.vocab_size:
+            raise InvalidRequestError("stop_token_ids", "hold every token; min_new_tokens leaves none to sample")
+        seed = random_seed() if sampling.seed is None else sampling.seed
+        return replace(sampling, max_new_tokens=max_new_tokens, seed=seed)
 
     def attribution(
         self, attribution: AttributionSettings, prompt: Prompt, *, is_completion: bool

@@ -10,7 +10,8 @@ from enum import StrEnum
 
 from gradellm_engine.errors import InvalidRequestError
 from gradellm_engine.faithfulness.metrics.curves import PIS
-from gradellm_engine.params import MAX_SEED, Switches, check_choice
+from gradellm_engine.params import Switches, check_choice
+from gradellm_engine.sampling_params import MAX_SEED
 
 MAX_PIS = 99
 MAX_SAMPLES = 1000

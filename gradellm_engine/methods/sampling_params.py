@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradellm_engine.errors import InvalidRequestError
-from gradellm_engine.params import MAX_SEED, Switches
+from gradellm_engine.params import Switches
+from gradellm_engine.sampling_params import MAX_SEED
 from gradellm_engine.utils.rng import stream
 
 MAX_SAMPLES = 10_000

@@ -14,17 +14,18 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from gradellm_engine.demo_model import CHECKPOINT as DEMO_CHECKPOINT
 from gradellm_engine.distributed.process_group import ProcessGroup
-from gradellm_engine.errors import ModelLoadError, UnsupportedModelError
+from gradellm_engine.errors import UnsupportedModelError
 from gradellm_engine.layers.batch_invariant import NAME as BATCH_INVARIANT
 from gradellm_engine.layers.rotary_switch import context_limit
 from gradellm_engine.model import checkpoint
 from gradellm_engine.model.attention_interface import ATTENTION_KERNEL
 from gradellm_engine.model.checkpoint_check import CONFIG, check_checkpoint, check_config, config_sha256, read_json
 from gradellm_engine.model.families import Family, family_of
+from gradellm_engine.model.generation_config import end_ids
 from gradellm_engine.model.load_options import (
     check_batch_invariant,
     check_context_tokens,
@@ -105,6 +106,7 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     encoder: TextEncoder
     end_ids: frozenset[int]
+    generation_config: GenerationConfig | None = None
 
 
 def load_model(
@@ -338,7 +340,10 @@ def wrap_model(
         has_chat_template=bool(tokenizer.chat_template),
         config_sha256=config_sha256,
     )
-    return LoadedModel(info, family, runner, tokenizer, TextEncoder(tokenizer), _end_ids(model, tokenizer))
+    generation: Any = model.generation_config
+    return LoadedModel(
+        info, family, runner, tokenizer, TextEncoder(tokenizer), end_ids(generation, tokenizer), generation
+    )
 
 
 def _checked_runner(
@@ -380,18 +385,3 @@ def software_versions() -> dict[str, str]:
         "transformers": transformers.__version__,
         "tokenizers": tokenizers.__version__,
     }
-
-
-def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The tokens that end a completion, from generation_config.json and the tokenizer.
-
-    Raises:
-        ModelLoadError: if one is not a token id.
-    """
-    generation: Any = model.generation_config
-    eos_token_id = None if generation is None else generation.eos_token_id
-    ids = eos_token_id if isinstance(eos_token_id, list) else [eos_token_id]
-    ids = [token_id for token_id in (*ids, tokenizer.eos_token_id) if token_id is not None]
-    if not all(isinstance(token_id, int) for token_id in ids):
-        raise ModelLoadError(f"eos_token_id of generation_config.json is not a token id: {eos_token_id!r}")
-    return frozenset(ids)

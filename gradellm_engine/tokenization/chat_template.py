@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -27,11 +27,13 @@ from transformers import PreTrainedTokenizerBase
 
 from gradellm_engine.errors import InvalidRequestError
 from gradellm_engine.tokenization.encoder import interruption_point
+from gradellm_engine.tokenization.template_options import TemplateOptions
 
 MAX_RUNS = 24  # marked runs of the template for one request
 MAX_RUN_CHARACTERS = 400_000  # rendered by all runs after the third
 MAX_TAGS = 16  # of one content that are marked
 NUMBER_DIGITS = 8  # of a mark
+MAX_ERROR_CHARACTERS = 300  # of a template's error
 
 _TAG = re.compile(r"<[^<>\s]{1,64}>")
 _NUMBER = re.compile(rf"[0-9]{{{NUMBER_DIGITS}}}~")
@@ -75,8 +77,10 @@ class Placement:
     unplaced: tuple[int, ...]
 
 
-def render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> str:
-    """The messages rendered by the model's chat template, with its generation prompt.
+def render(
+    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, options: TemplateOptions = TemplateOptions()
+) -> str:
+    """The messages rendered by the model's chat template, by default with its generation prompt.
 
     Raises:
         InvalidRequestError: where there is no chat template, or it refuses the messages.
@@ -88,16 +92,22 @@ def render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> s
         rendered: Any = tokenizer.apply_chat_template(
             [{"role": message.role, "content": message.content} for message in messages],
             tokenize=False,
-            add_generation_prompt=True,
+            **options.arguments,
         )
     except Exception as error:  # a template may raise anything
-        raise InvalidRequestError("input.messages", f"the model's chat template refuses them: {error}") from error
+        why = str(error)[:MAX_ERROR_CHARACTERS]  # Transformers' may quote the whole prompt
+        raise InvalidRequestError("input.messages", f"the model's chat template refuses them: {why}") from error
     return str(rendered)
 
 
-def place_messages(messages: Sequence[Message], text: str, tokenizer: PreTrainedTokenizerBase) -> Placement:
+def place_messages(
+    messages: Sequence[Message],
+    text: str,
+    tokenizer: PreTrainedTokenizerBase,
+    options: TemplateOptions = TemplateOptions(),
+) -> Placement:
     """The positions of messages' contents in `text`, the output of `render` for them."""
-    renderer = _MarkedRenderer(messages, text, tokenizer)
+    renderer = _MarkedRenderer(messages, text, lambda marked: render(marked, tokenizer, options))
     layouts = [_mark_layouts(message.content) for message in messages]
     indexes = [index for index, options in enumerate(layouts) if options]
     chosen, marks = renderer.choose(indexes, layouts) if indexes else ({}, [])
@@ -154,8 +164,10 @@ def _covers(offsets: Offsets, content: str) -> bool:
 class _MarkedRenderer:
     """Runs the template with marks in some contents, at most `MAX_RUNS` times."""
 
-    def __init__(self, messages: Sequence[Message], text: str, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._messages, self._text, self._tokenizer = messages, text, tokenizer
+    def __init__(
+        self, messages: Sequence[Message], text: str, render_messages: Callable[[Sequence[Message]], str]
+    ) -> None:
+        self._messages, self._text, self._render_messages = messages, text, render_messages
         self._runs_left = max(3, min(MAX_RUNS, MAX_RUN_CHARACTERS // max(1, len(text))))
         self._mark_prefix = self._unused_prefix()
 
@@ -215,7 +227,7 @@ class _MarkedRenderer:
                     numbered.append((index, end))
             contents[index] = "".join(pieces)
         try:
-            rendered = render([Message(m.role, c) for m, c in zip(messages, contents, strict=True)], self._tokenizer)
+            rendered = self._render_messages([Message(m.role, c) for m, c in zip(messages, contents, strict=True)])
         except InvalidRequestError:  # a template that inspects contents may refuse marked ones
             return None
         first, *parts = rendered.split(self._mark_prefix)

@@ -134,14 +134,17 @@ class CompletionText:
         stop: Sequence[str] = (),
         special_text: Callable[[int], str] = lambda token_id: "",
         *,
+        num_unstopped: int = 0,
         may_end_later: bool = False,
     ) -> None:
         """Start after `context`; `special_text` is a special token's text in stop texts, empty for other tokens.
 
+        A stop text that ends within the first `num_unstopped` tokens is a text like any other.
+
         With `may_end_later`, `finish` may be called long after the last token was added: one that ends within a
         character is held back, as its text depends on whether another follows.
         """
-        self._may_end_later = may_end_later
+        self._num_unstopped, self._may_end_later = num_unstopped, may_end_later
         self._detokenizer = IncrementalDetokenizer(decode, context)
         self._special_text = special_text
         self._matcher = StopMatcher(stop) if stop else None
@@ -152,9 +155,10 @@ class CompletionText:
         self.spans: list[tuple[int, int]] = []
         self._finished = False
 
-    def push(self, token_id: int) -> None:
-        """Add the next token."""
-        self._add(self._detokenizer.push(token_id), self._special_text(token_id) if self._matcher else "")
+    def push(self, token_id: int, *, has_text: bool = True) -> None:
+        """Add the next token; `has_text` is False for one that ends the completion by its id."""
+        text = self._detokenizer.push(token_id) if has_text else ""
+        self._add(text, self._special_text(token_id) if self._matcher else "")
 
     def finish(self) -> None:
         """End the text: an incomplete character belongs to the last token, and nothing is held back."""
@@ -200,7 +204,8 @@ class CompletionText:
         first = len(self._positions)
         for offset, character in enumerate(characters):
             self._positions.append(start + offset * in_text)
-            for text in self._matcher.push(character):
+            matched = self._matcher.push(character)
+            for text in matched if len(self.spans) >= self._num_unstopped else ():
                 begin = len(self._positions) - len(text)
                 found = min(found, (begin, text)) if found else (begin, text)
         if in_text:

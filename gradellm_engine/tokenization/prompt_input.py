@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 from gradellm_engine.errors import InvalidRequestError
 from gradellm_engine.tokenization.chat_template import Message
+from gradellm_engine.tokenization.template_options import TemplateOptions
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class PromptInput:
         prompt_ids: token ids.
         segments: named parts of the text, which do not overlap.
         message_spans: with token ids, the places of messages, ascending and disjoint; without any, all is the user's.
+        template: with messages, options of the chat template.
     """
 
     prompt: str | None = None
@@ -58,6 +60,7 @@ class PromptInput:
     prompt_ids: tuple[int, ...] = ()
     segments: tuple[Segment, ...] = ()
     message_spans: tuple[MessageSpan, ...] = ()
+    template: TemplateOptions = field(default_factory=TemplateOptions)
 
     def __post_init__(self) -> None:
         is_given = {
@@ -78,6 +81,8 @@ class PromptInput:
                 raise InvalidRequestError(f"input.messages[{index}].role", "must not be empty")
             check_text(f"input.messages[{index}].role", message.role)
             check_text(f"input.messages[{index}].content", message.content)
+        if not self.messages and (options := self.template.set_fields):
+            raise InvalidRequestError(f"input.{options[0]}", "is for messages, which the chat template renders")
         self._check_spans()
         self._check_segments()
 

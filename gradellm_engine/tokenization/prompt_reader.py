@@ -41,7 +41,10 @@ def read_prompt(
     if prompt_input.prompt_ids:
         return _prompt_of_ids(prompt_input, encoder, vocab_size)
     messages, is_raw = prompt_input.messages, prompt_input.prompt is not None
-    text = chat_template.render(messages, encoder.tokenizer) if prompt_input.prompt is None else prompt_input.prompt
+    options = prompt_input.template
+    text = prompt_input.prompt
+    if text is None:
+        text = chat_template.render(messages, encoder.tokenizer, options)
     if limits is not None:
         limits.check_length("input", len(text))
     # The chat template writes the special tokens itself.
@@ -54,7 +57,7 @@ def read_prompt(
         placement = Placement((ContentSpan(0, len(text), -1, 0),), ())
         segments = [_PlacedSegment(s.start, s.end, s.name) for s in prompt_input.segments]
     else:
-        placement = chat_template.place_messages(messages, text, encoder.tokenizer)
+        placement = chat_template.place_messages(messages, text, encoder.tokenizer, options)
         segments = _place_segments(prompt_input, placement)
     segments.sort(key=lambda segment: (segment.start, segment.end))
     interruption_point.get()()

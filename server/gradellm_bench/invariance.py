@@ -19,7 +19,8 @@ import torch
 from gradellm_bench.models import SHAPES, random_llama
 from gradellm_engine.engine import Engine
 from gradellm_engine.model.loader import LoadedModel, load_model, wrap_model
-from gradellm_engine.params import AttributionSettings, Delivery, Sampling
+from gradellm_engine.params import AttributionSettings, Delivery
+from gradellm_engine.sampling_params import Sampling
 from gradellm_engine.tokenization.prompt_input import PromptInput
 from gradellm_engine.utils.quiet import run_and_exit
 from gradellm_engine.utils.threads import use_threads

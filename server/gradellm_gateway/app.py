@@ -32,7 +32,9 @@ from gradellm import (
 from gradellm.explanation.html import shades
 from gradellm.serialization import to_plain
 from gradellm.wire.keywords import AttributeKeywords, EvaluateKeywords
-from gradellm_gateway.chat import ChatRequest, Completion
+from gradellm_gateway.chat import ChatRequest
+from gradellm_gateway.choices.chat_choices import ChatChoices, choice_keywords
+from gradellm_gateway.choices.merging import gathered, merged
 from gradellm_gateway.errors import ModelNotFoundError, body_of, error_object, headers_of, status_of
 from gradellm_gateway.event_objects import EventObjects, Extras
 from gradellm_gateway.fields import FieldNames, object_, quoted, truncated
@@ -221,15 +223,16 @@ class _Routes:
         client, body = await self._client_of(request), await read_json(request)
         chat_request = ChatRequest.from_json(body)
         name = await self._model_name(client, body.get("model"))
-        completion = Completion(chat_request, name)
+        choices, keywords = ChatChoices(chat_request, name), choice_keywords(chat_request)
         try:
             if chat_request.is_streamed:
-                events = _with_caller_names(client.generate(**chat_request.keywords), chat_request.names)
-                return await stream_response(request, events, completion.chunks)
-            explanation = await unless_disconnected(request, client.explain(**chat_request.keywords))
+                streams = [_with_caller_names(client.generate(**each), chat_request.names) for each in keywords]
+                return await stream_response(request, merged(streams), choices.chunks)
+            answered = gathered([client.explain(**each) for each in keywords])
+            explanations = await unless_disconnected(request, answered)
         except InvalidRequestError as error:
             raise chat_request.names.error(error) from error
-        return CLIENT_CLOSED_REQUEST if explanation is None else AsciiJSONResponse(completion.response(explanation))
+        return CLIENT_CLOSED_REQUEST if explanations is None else AsciiJSONResponse(choices.response(explanations))
 
     async def models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [await self._model_card(await self._client_of(request))]})

@@ -31,7 +31,25 @@ _GRADELLM_FIELDS = {
     "first_attribution",
     "timeout",
 }
-_SAMPLING = ("temperature", "top_p", "seed", "stop")
+# Fields that are keywords of the SDK by the same name.
+_SAME_NAME = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "stop",
+    "stop_token_ids",
+    "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+    "logit_bias",
+    "ignore_eos",
+    "skip_special_tokens",
+    "chat_template_kwargs",
+    "add_generation_prompt",
+    "continue_final_message",
+)
 _LENGTHS = ("max_completion_tokens", "max_tokens")  # the first has precedence
 REPLACEMENT = "\ufffd"  # stands for bytes that are not a complete character
 _REASONS = {"max_new_tokens": "length"}  # every other finish reason is "stop"
@@ -50,6 +68,7 @@ class ChatRequest:
         extras: what it asks for beside events.
         documents: that its answer can cite.
         logprobs: whether log-probabilities are returned.
+        num_choices: how many completions are generated.
     """
 
     keywords: dict[str, Any]
@@ -60,6 +79,7 @@ class ChatRequest:
     extras: Extras
     documents: CitedDocuments
     logprobs: bool
+    num_choices: int = 1
 
     @classmethod
     def from_json(cls, body: Any) -> ChatRequest:  # noqa: ANN401 (whatever a client sent)
@@ -69,9 +89,11 @@ class ChatRequest:
         check_fields(body)
         length = next((name for name in _LENGTHS if body.get(name) is not None), _LENGTHS[0])
         keywords: dict[str, Any] = {"messages": messages(body.get("messages"))}
-        keywords |= {name: body[name] for name in _SAMPLING if body.get(name) is not None}
-        if body.get(length) is not None:
-            keywords["max_new_tokens"] = body[length]
+        keywords |= {name: body[name] for name in _SAME_NAME if body.get(name) is not None}
+        renamed = {"max_new_tokens": length, "min_new_tokens": "min_tokens"}
+        keywords |= {name: body[field] for name, field in renamed.items() if body.get(field) is not None}
+        if keywords.get("top_k") == -1:  # all tokens, as in vLLM
+            keywords["top_k"] = 0
         if (count := body.get("top_logprobs")) is not None:
             if not body.get("logprobs"):
                 raise InvalidRequestError.of("top_logprobs", "needs logprobs: true")
@@ -79,7 +101,7 @@ class ChatRequest:
         own, documents = body.get("gradellm"), CitedDocuments({})
         if own is not None:
             own, documents = with_documents(own, [message["content"] for message in keywords["messages"]])
-        keywords |= _attribution(own)
+        keywords |= _attribution(own, keywords)
         extras = Extras.of(own or {}, "gradellm.{}")
         if extras.pictures and body.get("stream") is not True:
             raise InvalidRequestError.of(
@@ -89,9 +111,9 @@ class ChatRequest:
             keywords,
             names=FieldNames(
                 {**body, "gradellm": own},
-                {"max_new_tokens": length, "num_alternatives": "top_logprobs"},
+                {**renamed, "num_alternatives": "top_logprobs"},
                 attribution="gradellm.{}",
-                gradellm_fields=_GRADELLM_FIELDS,
+                gradellm_fields=_GRADELLM_FIELDS - {name for name in _SAME_NAME if body.get(name) is not None},
             ),
             is_streamed=body.get("stream") is True,
             includes_usage=bool((body.get("stream_options") or {}).get("include_usage")),
@@ -99,16 +121,22 @@ class ChatRequest:
             extras=extras,
             documents=documents,
             logprobs=body.get("logprobs") is True,
+            num_choices=body.get("n") or 1,
         )
 
 
-def _attribution(own: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the SDK's keywords of a request's `gradellm` object. Raises InvalidRequestError for an unknown one."""
+def _attribution(own: Mapping[str, Any] | None, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the SDK's keywords of a request's `gradellm` object.
+
+    Raises InvalidRequestError for an unknown one, and for one that is among the request's `keywords`.
+    """
     if own is None:
         return {"attribution": None}
     if unknown := own.keys() - _GRADELLM_FIELDS:
         names = ", ".join(sorted(_GRADELLM_FIELDS))
         raise InvalidRequestError.of(f"gradellm.{truncated(min(unknown))}", f"is not known; there are {names}")
+    if twice := next((name for name in own if name in keywords), None):
+        raise InvalidRequestError.of(f"gradellm.{twice}", f"is given as {twice}, too: give it once")
     return {name: value for name, value in own.items() if name not in Extras.__annotations__}
 
 
@@ -121,12 +149,14 @@ class Completion:
         model: the model's name in the response.
         id: OpenAI's completion id.
         created: seconds since the epoch.
+        index: its place among the choices of its request.
     """
 
     request: ChatRequest
     model: str
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
+    index: int = 0
     _is_in_character: bool = False  # the last token ended inside a multi-byte character
 
     def __post_init__(self) -> None:
@@ -148,21 +178,23 @@ class Completion:
             sources = self.request.documents.sources(citations)
             chunks = [self._chunk({}) | source_event(source) for source in sources]
             chunks.append(self._chunk(delta, _reason(event.finished)) | own)
-            if self.request.includes_usage:
-                chunks.append(self._head("chat.completion.chunk") | {"choices": [], "usage": _usage(event.finished)})
             return chunks
         return [self._chunk({}) | own] if own else []
+
+    def usage_chunk(self, usage: dict[str, Any]) -> dict[str, Any]:
+        """The last chunk, of all choices."""
+        return self._head("chat.completion.chunk") | {"choices": [], "usage": usage}
 
     def response(self, explanation: Explanation) -> dict[str, Any]:
         """The response of a completion that is not streamed."""
         finished = explanation.finished
         choice: dict[str, Any] = {
-            "index": 0,
+            "index": self.index,
             "message": {"role": "assistant", "content": explanation.text, "refusal": None},
             "logprobs": self._logprobs(explanation.tokens),
             "finish_reason": "stop" if finished is None else _reason(finished),
         }
-        answer = self._head("chat.completion") | {"choices": [choice], "usage": finished and _usage(finished)}
+        answer = self._head("chat.completion") | {"choices": [choice], "usage": finished and usage_of(finished)}
         if self.request.is_explained:
             answer["gradellm"] = json.loads(explanation.to_json())
         if self.request.extras.citations:
@@ -179,7 +211,7 @@ class Completion:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
     def _chunk(self, delta: dict[str, Any], reason: str | None = None, logprobs: object = None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+        choice = {"index": self.index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         return self._head("chat.completion.chunk") | {"choices": [choice]}
 
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
@@ -211,7 +243,8 @@ def _reason(finished: Finished) -> str:
     return _REASONS.get(finished.reason or "", "stop")
 
 
-def _usage(finished: Finished) -> dict[str, Any]:
+def usage_of(finished: Finished) -> dict[str, Any]:
+    """OpenAI's usage of a completion."""
     usage = finished.usage
     return {
         "prompt_tokens": usage.prompt_tokens,

@@ -18,6 +18,7 @@ Check = Callable[[str, object], None]
 """check(path, value) raises InvalidRequestError if the value is not valid for the field at that path."""
 
 _MAX_QUOTED = 40  # characters of a text that an error quotes
+MAX_CHOICES = 16  # of one request: as many as a server runs at a time by default
 ROLES = ("system", "developer", "user", "assistant")
 
 
@@ -98,10 +99,25 @@ def only(check: Check, *values: object) -> Check:
     return checked
 
 
-def _exactly_one(path: str, value: object) -> None:
+def integers(path: str, value: object) -> None:
+    """A list of integers."""
+    list_(path, value)
+    for index, element in enumerate(value if isinstance(value, list) else ()):
+        integer(f"{path}[{index}]", element)
+
+
+def _numbers_by_token(path: str, value: object) -> None:
+    object_(path, value)
+    for name, element in _items(value):
+        if not re.fullmatch(r"[0-9]{1,10}", name):
+            raise InvalidRequestError.of(f"{path}.{truncated(name)}", 'must be a token id as a text, such as "15"')
+        number(f"{path}.{name}", element)
+
+
+def _num_choices(path: str, value: object) -> None:
     integer(path, value)
-    if value != 1:
-        raise InvalidRequestError.of(path, "only one completion per prompt is supported: leave n out, or set it to 1")
+    if not (isinstance(value, int) and 1 <= value <= MAX_CHOICES):
+        raise InvalidRequestError.of(path, f"must lie between 1 and {MAX_CHOICES}, not {quoted(value)}")
 
 
 FIELDS: dict[str, Check] = {
@@ -117,7 +133,20 @@ FIELDS: dict[str, Check] = {
     "stop": texts,
     "logprobs": boolean,
     "top_logprobs": integer,
-    "n": _exactly_one,
+    "n": _num_choices,
+    "top_k": integer,
+    "min_p": number,
+    "repetition_penalty": number,
+    "frequency_penalty": number,
+    "presence_penalty": number,
+    "logit_bias": _numbers_by_token,
+    "min_tokens": integer,
+    "ignore_eos": boolean,
+    "stop_token_ids": integers,
+    "skip_special_tokens": boolean,
+    "chat_template_kwargs": object_,
+    "add_generation_prompt": boolean,
+    "continue_final_message": boolean,
     "gradellm": object_,
     # Accepted without effect on the completion.
     "user": text,
@@ -129,9 +158,11 @@ FIELDS: dict[str, Check] = {
     "service_tier": text,
     "parallel_tool_calls": boolean,
     # Not supported: accepted only with the value that leaves it off.
-    "frequency_penalty": only(number, 0),
-    "presence_penalty": only(number, 0),
-    "logit_bias": only(object_, {}),
+    "use_beam_search": only(boolean, False),
+    "length_penalty": only(number, 1),
+    "include_stop_str_in_output": only(boolean, False),
+    "spaces_between_special_tokens": only(boolean, True),
+    "add_special_tokens": only(boolean, False),
     "tools": only(list_, []),
     "tool_choice": only(text, "none", "auto"),
     "functions": only(list_, []),

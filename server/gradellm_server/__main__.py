@@ -147,7 +147,7 @@ async def _serve(options: argparse.Namespace, settings: ServerSettings, spans: t
 
 def _load_engine(options: argparse.Namespace, progress: Callable[[str], None]) -> Engine:
     """Load the engine, or this rank's shard of it."""
-    from gradellm_engine import Engine, ProcessGroup, Quantization
+    from gradellm_engine import Engine, GenerationConfigSource, ProcessGroup, Quantization
 
     engine = Engine.load(
         options.model,
@@ -168,8 +168,11 @@ def _load_engine(options: argparse.Namespace, progress: Callable[[str], None]) -
         threads=options.threads,
         use_graphs=not options.eager,
         batch_invariant=options.batch_invariant,
+        generation_config=GenerationConfigSource(options.generation_config),
         progress=progress,
     )
+    if defaults := str(engine.generation_defaults):
+        progress(f"requests have the defaults of the model's generation_config.json: {defaults}")
     engine.measure_cost()  # here, and not when it is first needed: see the caller
     return engine
 

@@ -74,6 +74,13 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         choices=["none", "int8", "nf4"],
         help="quantize the weights to 8 or 4 bits; needs the extra [quant] (default: none)",
     )
+    group.add_argument(
+        "--generation-config",
+        default="auto",
+        choices=["auto", "none"],
+        help="auto: requests have the sampling defaults of the model's generation_config.json; none: the server's own, "
+        "which are greedy decoding (default: auto)",
+    )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...; auto is a GPU if there is one")
     group.add_argument(
         "--device-map", metavar="MAP", help="spread the layers over devices with accelerate: auto, balanced, ..."

@@ -11,7 +11,8 @@ import torch
 
 from gradellm_bench.full_prefix_baseline import recompute_step
 from gradellm_bench.models import BenchModel, checkpoint_bench_model
-from gradellm_engine.params import AttributionSettings, Sampling, Sources
+from gradellm_engine.params import AttributionSettings, Sources
+from gradellm_engine.sampling_params import Sampling
 from gradellm_engine.tokenization.prompt_input import PromptInput
 from support.oracle import relative_error
 

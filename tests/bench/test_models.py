@@ -10,7 +10,7 @@ import torch
 from bench.conftest import TINY
 from gradellm_bench import models
 from gradellm_bench.models import BenchModel, random_bench_model, random_llama
-from gradellm_engine.params import Sampling
+from gradellm_engine.sampling_params import Sampling
 from gradellm_engine.tokenization.prompt_input import PromptInput
 
 

@@ -81,6 +81,20 @@ def _resolved(event: pb.Started, asked: pb.AttributionOptions) -> pb.Started:
     return resolved
 
 
+def _use_sampling(used: pb.Sampling, asked: pb.GenerateRequest) -> None:
+    """Set the fields of sampling that were asked for beyond those that every server has."""
+    names = set(pb.Sampling.DESCRIPTOR.fields_by_name) - {"max_new_tokens", "temperature", "top_k", "top_p", "seed"}
+    for field, value in asked.ListFields():
+        if field.name not in names:
+            continue
+        if field.name == "logit_bias":
+            used.logit_bias.update(value)
+        elif field.name in ("stop", "stop_token_ids"):
+            getattr(used, field.name).extend(value)
+        else:
+            setattr(used, field.name, value)
+
+
 class FakeServer(explainer_pb2_grpc.ExplainerServiceServicer):
     """Answers with `parts`, then fails with `failure` where there is one."""
 
@@ -120,6 +134,8 @@ class FakeServer(explainer_pb2_grpc.ExplainerServiceServicer):
                 break  # a stream that is over does not fail
             if isinstance(event, pb.Started) and hasattr(request, "attribution"):
                 event = _resolved(event, request.attribution)
+                if isinstance(request, pb.GenerateRequest):
+                    _use_sampling(event.provenance.sampling, request)
             yield response(**{type(event).__name__.lower(): event})
         if self.hold.is_set():
             self.cancelled.wait(20)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
@@ -22,57 +21,12 @@ from gradellm_engine import (
     Rectify,
     Resolution,
     Rotary,
-    Sampling,
     Similarity,
     Sink,
     Sources,
     TokenSelection,
 )
-from gradellm_engine.params import MAX_ALTERNATIVES, MAX_SEED, MAX_STOP_TEXTS, PRESETS, RECOMMENDED_PRESET
-
-
-@pytest.mark.parametrize(
-    ("field", "values"),
-    [
-        ("max_new_tokens", [0, -1]),
-        ("temperature", [-0.1, math.nan, math.inf, -math.inf]),
-        ("top_k", [-1]),
-        ("top_p", [0.0, -0.5, 1.0001, math.nan, math.inf]),
-        ("seed", [-1, MAX_SEED + 1]),
-        ("num_alternatives", [-1, MAX_ALTERNATIVES + 1]),
-        ("stop", [("a",) * (MAX_STOP_TEXTS + 1)]),
-    ],
-)
-def test_invalid_sampling_is_named(field: str, values: list[Any]) -> None:
-    for value in values:
-        with pytest.raises(InvalidRequestError) as caught:
-            Sampling(**{field: value})
-        assert caught.value.field == field
-        assert str(caught.value) == f"{field}: {caught.value.description}"
-        assert isinstance(caught.value, ValueError)
-
-
-@pytest.mark.parametrize(
-    ("field", "values"),
-    [
-        ("max_new_tokens", [None, 1, 10**6]),
-        ("temperature", [0.0, 5e-324, 1e308]),
-        ("top_k", [0, 1, 10**9]),
-        ("top_p", [1e-9, 1.0]),
-        ("seed", [None, 0, MAX_SEED]),
-        ("num_alternatives", [0, MAX_ALTERNATIVES]),
-        ("stop", [(), ("a",) * MAX_STOP_TEXTS, ("\n", "a", "ab")]),
-    ],
-)
-def test_limits_themselves_are_valid(field: str, values: list[Any]) -> None:
-    for value in values:
-        assert getattr(Sampling(**{field: value}), field) == value
-
-
-def test_an_empty_stop_text_is_named_by_its_index() -> None:
-    with pytest.raises(InvalidRequestError) as caught:
-        Sampling(stop=("a", ""))
-    assert caught.value.field == "stop[1]"
+from gradellm_engine.params import PRESETS, RECOMMENDED_PRESET
 
 
 def test_presets_are_those_of_the_method() -> None:

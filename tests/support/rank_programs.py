@@ -66,7 +66,8 @@ def in_pass_methods(engine: Engine) -> list[Rows]:
 
 
 def _of_methods(engine: Engine, methods: Sequence[Switches]) -> list[Rows]:
-    samplings = [Sampling(max_new_tokens=6, temperature=0.0), Sampling(max_new_tokens=6, temperature=0.9, seed=3)]
+    sampled = Sampling(max_new_tokens=6, temperature=0.9, seed=3, frequency_penalty=0.5, min_p=0.01, min_new_tokens=2)
+    samplings = [Sampling(max_new_tokens=6, temperature=0.0, repetition_penalty=1.2), sampled]
     results: list[Rows] = []
     for method in methods:
         for delivery in Delivery:

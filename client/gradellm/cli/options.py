@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from gradellm import models
+from gradellm.cli.sampling_options import TEMPLATE, add_template, token_ids
 from gradellm.client import Client
 from gradellm.errors import GradellmError, InvalidRequestError, UnavailableError
 from gradellm.rendering.colormap import Theme
@@ -192,13 +193,14 @@ def add_input(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=START:END",
         help="name a span of PROMPT, in characters; NAME=MESSAGE:START:END for another message; repeatable",
     )
+    add_template(group)
 
 
 def input_keywords(args: argparse.Namespace) -> dict[str, Any]:
     """Return the prompt as the SDK's keywords."""
     prompt = _read_standard_input() if args.prompt == "-" else args.prompt
     chat = prompt is not None and (args.chat or args.system is not None)
-    keywords: dict[str, Any] = given_values(args, "prompt_ids")
+    keywords: dict[str, Any] = given_values(args, "prompt_ids", *TEMPLATE)
     if chat:
         system = [("system", args.system)] if args.system is not None else []
         keywords["messages"] = [*system, ("user", prompt)]
@@ -218,14 +220,6 @@ def _read_standard_input() -> str:
         return sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as error:
         raise InvalidRequestError.of("prompt", f"standard input is not UTF-8 at byte {error.start}") from error
-
-
-def token_ids(text: str) -> list[int]:
-    """Parse "1,2,3"."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be integers separated by commas, such as 1,2,3, not {text!r}") from None
 
 
 def names(text: str) -> list[str]:

@@ -181,6 +181,7 @@ def _summary(finished: Finished) -> str:
     reason = {
         "end_of_text": "the model ended its turn",
         "stop_text": f"met the stop text {isolated(visible(finished.stop))}",
+        "stop_token": "met a stop token",
         "max_new_tokens": "reached max_new_tokens",
         "end_of_completion": "the whole completion",
     }.get(finished.reason or "", "ended")

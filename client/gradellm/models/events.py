@@ -12,7 +12,7 @@ from gradellm.models.tokens import Attribution, PromptToken, Source, Token
 Verdict = Literal["unknown", "same", "compatible", "different"]
 """Whether another engine runs the same model, by its log-probabilities. "compatible": its numbers are too coarse to
 prove it; "unknown": fewer than 8 tokens were compared."""
-FinishReason = Literal["end_of_text", "stop_text", "max_new_tokens", "end_of_completion"]
+FinishReason = Literal["end_of_text", "stop_text", "max_new_tokens", "end_of_completion", "stop_token"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,24 @@ class Sampling:
     seed: int
     """The seed in use; chosen by the server if the request had none."""
     stop: tuple[str, ...]
+    min_p: float | None = None
+    """None, as in the fields that follow: the server did not have the setting yet."""
+    repetition_penalty: float | None = None
+    """1: none."""
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: Mapping[int, float] | None = None
+    """By token id."""
+    min_new_tokens: int | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: tuple[int, ...] = ()
+    skip_special_tokens: bool | None = None
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether a setting changes logits, so that greedy decoding may not choose the most probable token."""
+        penalties = (self.frequency_penalty, self.presence_penalty, self.min_new_tokens, self.logit_bias)
+        return any(penalties) or self.repetition_penalty not in (None, 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradellm.errors import StreamBrokenError, UnavailableError, UnimplementedError
 from gradellm.models import Event
+from gradellm.transport.resumed_sampling import copy_sampling, ignored_fields
 from gradellm.v1 import explainer_pb2 as pb
 
 if TYPE_CHECKING:
@@ -94,8 +95,8 @@ class ResumableStream:
         if not isinstance(resumed, pb.GenerateRequest):  # deterministic: the same events once more
             repeated: Message = resumed
             return repeated
-        if sampling is not None:
-            resumed.max_new_tokens, resumed.seed = sampling.max_new_tokens, sampling.seed
+        if settings.HasField("sampling"):
+            copy_sampling(settings.sampling, resumed)
         resumed.forced_ids[:] = [*self._forced, *self._ids]
         if resumed.HasField("attribution"):
             resumed.first_attribution = self._next_attribution
@@ -176,6 +177,11 @@ class ResumableStream:
                         f"the server at {target} is older than the {'switch' if is_switch else 'field'} {field.name}, "
                         f"and would ignore it: upgrade the server, or leave {field.name} out"
                     )
+        if isinstance(self._sent, pb.GenerateRequest) and (ignored := ignored_fields(self._sent, settings.sampling)):
+            raise UnimplementedError(
+                f"the server at {target} is older than the field {ignored[0]}, and would ignore it: upgrade the "
+                f"server, or leave {ignored[0]} out"
+            )
 
     def _attributions(self, settings: pb.Provenance) -> Iterator[tuple[pb.AttributionOptions, pb.AttributionOptions]]:
         """Yield the attribution options that were sent with those that the server used."""

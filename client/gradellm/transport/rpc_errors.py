@@ -34,8 +34,8 @@ __all__ = ["EXCEPTIONS", "from_rpc"]
 
 _SOCKET_CLOSED = "Socket closed"  # gRPC's message for a refused TLS handshake, and for other failures
 
-# gRPC also reports a lost connection by one of these codes, with one of these messages. The last one is grpc.aio's where
-# a message of a stream could not be sent: it then drops the server's status, which another call tells.
+# gRPC also reports a lost connection by one of these codes, with one of these messages. The last is grpc.aio's where a
+# message could not be sent: it then drops the server's status, which another call tells.
 _LOST_CONNECTION_CODES = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
 _LOST_CONNECTION = r"RST_STREAM|Stream removed|GOAWAY|[Cc]onnection reset|Transport closed|Internal error from Core"
 

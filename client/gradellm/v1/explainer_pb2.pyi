@@ -170,6 +170,7 @@ class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FINISH_REASON_STOP_TEXT: _ClassVar[FinishReason]
     FINISH_REASON_MAX_NEW_TOKENS: _ClassVar[FinishReason]
     FINISH_REASON_END_OF_COMPLETION: _ClassVar[FinishReason]
+    FINISH_REASON_STOP_TOKEN: _ClassVar[FinishReason]
 UPSTREAM_DTYPE_UNSPECIFIED: UpstreamDtype
 UPSTREAM_DTYPE_FLOAT32: UpstreamDtype
 UPSTREAM_DTYPE_BFLOAT16: UpstreamDtype
@@ -268,9 +269,17 @@ FINISH_REASON_END_OF_TEXT: FinishReason
 FINISH_REASON_STOP_TEXT: FinishReason
 FINISH_REASON_MAX_NEW_TOKENS: FinishReason
 FINISH_REASON_END_OF_COMPLETION: FinishReason
+FINISH_REASON_STOP_TOKEN: FinishReason
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("input", "max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop", "num_alternatives", "attribution", "forced_ids", "first_attribution")
+    __slots__ = ("input", "max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop", "num_alternatives", "attribution", "forced_ids", "first_attribution", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "logit_bias", "min_new_tokens", "ignore_eos", "stop_token_ids", "skip_special_tokens")
+    class LogitBiasEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: float
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[float] = ...) -> None: ...
     INPUT_FIELD_NUMBER: _ClassVar[int]
     MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
@@ -282,6 +291,15 @@ class GenerateRequest(_message.Message):
     ATTRIBUTION_FIELD_NUMBER: _ClassVar[int]
     FORCED_IDS_FIELD_NUMBER: _ClassVar[int]
     FIRST_ATTRIBUTION_FIELD_NUMBER: _ClassVar[int]
+    MIN_P_FIELD_NUMBER: _ClassVar[int]
+    REPETITION_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    FREQUENCY_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    PRESENCE_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    LOGIT_BIAS_FIELD_NUMBER: _ClassVar[int]
+    MIN_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    IGNORE_EOS_FIELD_NUMBER: _ClassVar[int]
+    STOP_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    SKIP_SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     input: Input
     max_new_tokens: int
     temperature: float
@@ -293,7 +311,16 @@ class GenerateRequest(_message.Message):
     attribution: AttributionOptions
     forced_ids: _containers.RepeatedScalarFieldContainer[int]
     first_attribution: int
-    def __init__(self, input: _Optional[_Union[Input, _Mapping]] = ..., max_new_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., num_alternatives: _Optional[int] = ..., attribution: _Optional[_Union[AttributionOptions, _Mapping]] = ..., forced_ids: _Optional[_Iterable[int]] = ..., first_attribution: _Optional[int] = ...) -> None: ...
+    min_p: float
+    repetition_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    logit_bias: _containers.ScalarMap[int, float]
+    min_new_tokens: int
+    ignore_eos: bool
+    stop_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    skip_special_tokens: bool
+    def __init__(self, input: _Optional[_Union[Input, _Mapping]] = ..., max_new_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., num_alternatives: _Optional[int] = ..., attribution: _Optional[_Union[AttributionOptions, _Mapping]] = ..., forced_ids: _Optional[_Iterable[int]] = ..., first_attribution: _Optional[int] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., min_new_tokens: _Optional[int] = ..., ignore_eos: bool = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., skip_special_tokens: bool = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("started", "token", "attribution", "finished", "progress", "prompt_progress")
@@ -803,18 +830,24 @@ class Limits(_message.Message):
     def __init__(self, max_prompt_tokens: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., max_running_requests: _Optional[int] = ..., max_queued_requests: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_queued_tokens: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., method_bytes: _Optional[int] = ..., max_evaluation_sequences: _Optional[int] = ..., max_evaluation_step_tokens: _Optional[int] = ..., reader_timeout_seconds: _Optional[float] = ..., max_prompt_characters: _Optional[int] = ..., max_messages: _Optional[int] = ..., max_segments: _Optional[int] = ..., max_gap_seconds: _Optional[float] = ..., max_followed_requests: _Optional[int] = ..., follow_idle_seconds: _Optional[float] = ...) -> None: ...
 
 class Input(_message.Message):
-    __slots__ = ("prompt", "messages", "prompt_ids", "segments", "message_spans")
+    __slots__ = ("prompt", "messages", "prompt_ids", "segments", "message_spans", "chat_template_kwargs", "add_generation_prompt", "continue_final_message")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
     SEGMENTS_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_SPANS_FIELD_NUMBER: _ClassVar[int]
+    CHAT_TEMPLATE_KWARGS_FIELD_NUMBER: _ClassVar[int]
+    ADD_GENERATION_PROMPT_FIELD_NUMBER: _ClassVar[int]
+    CONTINUE_FINAL_MESSAGE_FIELD_NUMBER: _ClassVar[int]
     prompt: str
     messages: _containers.RepeatedCompositeFieldContainer[Message]
     prompt_ids: _containers.RepeatedScalarFieldContainer[int]
     segments: _containers.RepeatedCompositeFieldContainer[Segment]
     message_spans: _containers.RepeatedCompositeFieldContainer[MessageSpan]
-    def __init__(self, prompt: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., segments: _Optional[_Iterable[_Union[Segment, _Mapping]]] = ..., message_spans: _Optional[_Iterable[_Union[MessageSpan, _Mapping]]] = ...) -> None: ...
+    chat_template_kwargs: str
+    add_generation_prompt: bool
+    continue_final_message: bool
+    def __init__(self, prompt: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., segments: _Optional[_Iterable[_Union[Segment, _Mapping]]] = ..., message_spans: _Optional[_Iterable[_Union[MessageSpan, _Mapping]]] = ..., chat_template_kwargs: _Optional[str] = ..., add_generation_prompt: bool = ..., continue_final_message: bool = ...) -> None: ...
 
 class MessageSpan(_message.Message):
     __slots__ = ("role", "start", "end")
@@ -1004,20 +1037,45 @@ class Provenance(_message.Message):
     def __init__(self, model: _Optional[_Union[ModelInfo, _Mapping]] = ..., versions: _Optional[_Mapping[str, str]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., attribution: _Optional[_Union[AttributionOptions, _Mapping]] = ..., evaluation: _Optional[_Union[EvaluationOptions, _Mapping]] = ...) -> None: ...
 
 class Sampling(_message.Message):
-    __slots__ = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
+    __slots__ = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "logit_bias", "min_new_tokens", "ignore_eos", "stop_token_ids", "skip_special_tokens")
+    class LogitBiasEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: float
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[float] = ...) -> None: ...
     MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     TOP_P_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
+    MIN_P_FIELD_NUMBER: _ClassVar[int]
+    REPETITION_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    FREQUENCY_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    PRESENCE_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    LOGIT_BIAS_FIELD_NUMBER: _ClassVar[int]
+    MIN_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    IGNORE_EOS_FIELD_NUMBER: _ClassVar[int]
+    STOP_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    SKIP_SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     max_new_tokens: int
     temperature: float
     top_k: int
     top_p: float
     seed: int
     stop: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, max_new_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ...) -> None: ...
+    min_p: float
+    repetition_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    logit_bias: _containers.ScalarMap[int, float]
+    min_new_tokens: int
+    ignore_eos: bool
+    stop_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    skip_special_tokens: bool
+    def __init__(self, max_new_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., min_new_tokens: _Optional[int] = ..., ignore_eos: bool = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., skip_special_tokens: bool = ...) -> None: ...
 
 class Token(_message.Message):
     __slots__ = ("index", "id", "text", "start", "end", "logprob", "alternatives", "special", "source_index", "word")

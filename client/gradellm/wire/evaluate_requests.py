@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 from gradellm.errors import InvalidRequestError
 from gradellm.v1 import explainer_pb2 as pb
 from gradellm.wire import validation
-from gradellm.wire.keywords import AttributionKeywords, EvaluateKeywords
+from gradellm.wire.keywords import AttributionKeywords, EvaluateKeywords, InputKeywords
 from gradellm.wire.requests import attribution_options, prompt_input
 from gradellm.wire.responses import enum_names
 
@@ -62,7 +62,7 @@ def _explanation_request(
     prompt: str | None, explanation: ExplanationLike, keywords: EvaluateKeywords
 ) -> pb.EvaluateRequest:
     """Build the request from a stored explanation: its token ids, and by default its user tokens as perturbable."""
-    for name in ("messages", "prompt_ids", "segments", "completion", "completion_ids", "labels", *_GENERATION):
+    for name in (*InputKeywords.__annotations__, "completion", "completion_ids", "labels", *_GENERATION):
         if keywords.get(name) is not None:
             raise InvalidRequestError.of(name, "cannot be combined with explanation, which has prompt and completion")
     if prompt is not None:

@@ -43,6 +43,7 @@ __all__ = [
     "InputKeywords",
     "Message",
     "MessageSpan",
+    "SamplingKeywords",
     "Segment",
     "TokenChoice",
     "TokenizeKeywords",
@@ -105,6 +106,14 @@ class InputKeywords(TypedDict, total=False):
     """Named spans of the prompt, such as the documents of a retrieval prompt."""
     message_spans: Sequence[MessageSpan] | None
     """With prompt_ids: the messages in their text, in order; the rest is template. By default all is the user's."""
+    chat_template_kwargs: Mapping[str, Any] | None
+    """With messages: variables of the chat template, such as {"enable_thinking": False}. Those that it does not read
+    have no effect."""
+    add_generation_prompt: bool | None
+    """With messages: whether the prompt ends with the header of the assistant's turn; by default it does, unless the
+    last message is continued."""
+    continue_final_message: bool | None
+    """With messages: continue the last message, whose turn is left open, instead of beginning a new one."""
 
 
 class AttributionKeywords(TypedDict, total=False):
@@ -170,8 +179,12 @@ class TokenizeKeywords(CallKeywords, InputKeywords, total=False):
     """The keywords of `tokenize`."""
 
 
-class GenerateKeywords(CallKeywords, InputKeywords, AttributionKeywords, total=False):
-    """The keywords of `generate` and `explain`."""
+class SamplingKeywords(TypedDict, total=False):
+    """How tokens are sampled.
+
+    Where temperature, top_k, top_p, min_p, a penalty or max_new_tokens is absent, it has the value of the model's
+    generation_config.json, unless the server leaves that out, else the default named here.
+    """
 
     max_new_tokens: int | None
     """The most tokens to generate; by default 256, or what is left of the context length."""
@@ -185,6 +198,31 @@ class GenerateKeywords(CallKeywords, InputKeywords, AttributionKeywords, total=F
     """Seed of sampling. By default the server chooses one and returns it in the provenance."""
     stop: str | Sequence[str] | None
     """End the completion before the first of these texts."""
+    min_p: float | None
+    """Sample from tokens with at least this share of the most probable token's probability; 0, the default, means
+    all."""
+    repetition_penalty: float | None
+    """Divide the positive logits, and multiply the negative ones, of tokens in the prompt or the completion: 0.01 to
+    100; 1 by default."""
+    frequency_penalty: float | None
+    """Subtract this from a token's logit for each time that it is in the completion: -2 to 2; 0 by default."""
+    presence_penalty: float | None
+    """Subtract this from the logits of tokens in the completion: -2 to 2; 0 by default."""
+    logit_bias: Mapping[int, float] | Mapping[str, float] | None
+    """Add these to the logits of tokens, by token id: -100 to 100; of at most 1024 tokens."""
+    min_new_tokens: int | None
+    """Tokens before which neither an end token nor a stop text ends the completion."""
+    ignore_eos: bool | None
+    """Whether the model's own end tokens end nothing."""
+    stop_token_ids: Sequence[int] | None
+    """End the completion with one of these tokens, too, which has no text in it; at most 128."""
+    skip_special_tokens: bool | None
+    """Whether special tokens have no text in the completion; True by default."""
+
+
+class GenerateKeywords(CallKeywords, InputKeywords, AttributionKeywords, SamplingKeywords, total=False):
+    """The keywords of `generate` and `explain`."""
+
     num_alternatives: int | None
     """Return the N most probable tokens with each generated token."""
     forced_ids: Sequence[int] | None

@@ -24,6 +24,7 @@ from gradellm.wire.keywords import (
     Segment,
     TokenizeKeywords,
 )
+from gradellm.wire.sampling_fields import sampling_fields, template_fields
 from gradellm.wire.token_selection import token_selection
 
 __all__ = [
@@ -55,12 +56,7 @@ def generate_request(prompt: str | None, keywords: GenerateKeywords) -> pb.Gener
     validation.refuse_unknown("generate", keywords, GenerateKeywords)
     request = pb.GenerateRequest(
         input=prompt_input(prompt, keywords),
-        max_new_tokens=validation.optional(validation.int32, "max_new_tokens", keywords),
-        temperature=validation.optional(validation.number, "temperature", keywords),
-        top_k=validation.optional(validation.int32, "top_k", keywords),
-        top_p=validation.optional(validation.number, "top_p", keywords),
-        seed=validation.optional(validation.int64, "seed", keywords),
-        stop=validation.stop_texts(keywords.get("stop")),
+        **sampling_fields(keywords),
         num_alternatives=validation.optional(validation.int32, "num_alternatives", keywords),
         forced_ids=validation.optional(validation.int32s, "forced_ids", keywords),
         first_attribution=validation.optional(validation.int32, "first_attribution", keywords),
@@ -139,6 +135,7 @@ def prompt_input(prompt: str | None, keywords: InputKeywords) -> pb.Input:
         prompt_ids=validation.optional(validation.some_int32s, "prompt_ids", keywords),
         segments=None if segments is None else _segments(segments, of_messages=messages is not None),
         message_spans=None if spans is None else _message_spans(spans),
+        **template_fields(keywords),
     )
 
 

@@ -43,11 +43,11 @@ class FollowedRequest(Request):
         if not self._given.is_open:
             raise InvalidRequestError("append", "comes after finish: a finished completion has no more tokens")
         count = len(self._given.ids) + len(ids)
-        if count > self._max_new_tokens:
+        if count > self._sampler.max_new_tokens:
             raise InvalidRequestError(
                 "append.ids",
-                f"{count:,} tokens in all; at most {self._max_new_tokens:,} are possible: what max_new_tokens says, or "
-                "the context leaves",
+                f"{count:,} tokens in all; at most {self._sampler.max_new_tokens:,} are possible: what max_new_tokens "
+                "says, or the context leaves",
             )
         num_tokens = self._num_prompt_tokens + count
         if self.slot is None:

@@ -30,7 +30,8 @@ from gradellm_engine.engine import Engine
 from gradellm_engine.faithfulness.metrics.rationale_agreement import average_precision
 from gradellm_engine.methods.random import Random
 from gradellm_engine.methods.registry import METHODS
-from gradellm_engine.params import PRESETS, AttributionSettings, GradEllm, Sampling, Switches
+from gradellm_engine.params import PRESETS, AttributionSettings, GradEllm, Switches
+from gradellm_engine.sampling_params import Sampling
 from gradellm_engine.tokenization.chat_template import Message
 from gradellm_engine.tokenization.prompt_input import PromptInput, Segment
 

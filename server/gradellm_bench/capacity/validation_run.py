@@ -16,7 +16,8 @@ from gradellm_bench.timeline import Stopwatch
 from gradellm_engine.core.outputs import Attribution, Step
 from gradellm_engine.core.request import Request
 from gradellm_engine.engine import Engine
-from gradellm_engine.params import AttributionSettings, Delivery, Sampling
+from gradellm_engine.params import AttributionSettings, Delivery
+from gradellm_engine.sampling_params import Sampling
 from gradellm_engine.tokenization.prompt_input import PromptInput
 
 ATTRIBUTION = {

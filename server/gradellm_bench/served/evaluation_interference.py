@@ -32,7 +32,8 @@ from gradellm_engine.faithfulness.metrics.keep_probabilities import retentions
 from gradellm_engine.faithfulness.metrics.masks import keep_mask, uniforms
 from gradellm_engine.faithfulness.results import EvaluationSummary
 from gradellm_engine.faithfulness.settings import EvaluatedMethod, EvaluationSettings
-from gradellm_engine.params import AttributionSettings, GradEllm, Sampling
+from gradellm_engine.params import AttributionSettings, GradEllm
+from gradellm_engine.sampling_params import Sampling
 from gradellm_engine.tokenization.chat_template import Message
 from gradellm_engine.tokenization.prompt import Role
 from gradellm_engine.tokenization.prompt_input import PromptInput

@@ -8,7 +8,8 @@ from gradellm_bench.timeline import Stopwatch, Timeline
 from gradellm_engine.core.outputs import Attribution, Finished, Step
 from gradellm_engine.core.request import Request, RequestPhase
 from gradellm_engine.engine import Engine
-from gradellm_engine.params import AttributionSettings, Delivery, Sampling
+from gradellm_engine.params import AttributionSettings, Delivery
+from gradellm_engine.sampling_params import Sampling
 from gradellm_engine.tokenization.prompt_input import PromptInput
 
 

@@ -33,7 +33,8 @@ from gradellm_engine import (
     Sampling,
 )
 from gradellm_engine.faithfulness.metrics.rationale_agreement import average_precision
-from gradellm_engine.params import MAX_ALTERNATIVES, Switches
+from gradellm_engine.params import Switches
+from gradellm_engine.sampling_params import MAX_ALTERNATIVES
 from gradellm_engine.tokenization.prompt import Prompt
 
 Scores = NDArray[np.float64]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -11,8 +12,10 @@ from gradellm.v1 import explainer_pb2 as pb
 from gradellm_engine import (
     MAX_EVALUATED_METHODS,
     MAX_LABELS,
+    MAX_LOGIT_BIASES,
     MAX_PIS,
     MAX_STOP_TEXTS,
+    MAX_STOP_TOKEN_IDS,
     AttributionSettings,
     Contrast,
     Delivery,
@@ -31,6 +34,7 @@ from gradellm_engine import (
     Sampling,
     Segment,
     Sources,
+    TemplateOptions,
     TokenSelection,
     method_named,
 )
@@ -76,17 +80,27 @@ def read_input(request: pb.Input, limits: PromptLimits) -> PromptInput:
             Segment(s.name, s.start, s.end, s.message if s.HasField("message") else None) for s in request.segments
         ),
         message_spans=tuple(MessageSpan(span.role, span.start, span.end) for span in request.message_spans),
+        template=TemplateOptions(
+            TemplateOptions.parsed_kwargs(request.chat_template_kwargs) if request.chat_template_kwargs else {},
+            request.add_generation_prompt if request.HasField("add_generation_prompt") else None,
+            request.continue_final_message,
+        ),
     )
 
 
-def read_sampling(request: pb.GenerateRequest | pb.GenerationOptions) -> Sampling:
-    """The sampling parameters."""
+def read_sampling(request: pb.GenerateRequest | pb.GenerationOptions, defaults: Sampling = Sampling()) -> Sampling:
+    """The sampling parameters; those that are not set are the defaults'."""
     _check_count("stop", len(request.stop), MAX_STOP_TEXTS)
-    return Sampling(
-        **set_fields(request, "max_new_tokens", "temperature", "top_k", "top_p", "seed"),
-        stop=tuple(request.stop),
-        num_alternatives=request.num_alternatives if isinstance(request, pb.GenerateRequest) else 0,
-    )
+    wanted = set_fields(request, "max_new_tokens", "temperature", "top_k", "top_p", "seed")
+    if isinstance(request, pb.GenerateRequest):
+        _check_count("logit_bias", len(request.logit_bias), MAX_LOGIT_BIASES)
+        _check_count("stop_token_ids", len(request.stop_token_ids), MAX_STOP_TOKEN_IDS)
+        penalties = ("repetition_penalty", "frequency_penalty", "presence_penalty")
+        wanted |= set_fields(request, "min_p", *penalties, "skip_special_tokens")
+        wanted |= {name: getattr(request, name) for name in ("min_new_tokens", "ignore_eos", "num_alternatives")}
+        wanted["logit_bias"] = tuple(sorted(request.logit_bias.items()))
+        wanted["stop_token_ids"] = tuple(dict.fromkeys(request.stop_token_ids))
+    return replace(defaults, stop=tuple(request.stop), **wanted)
 
 
 def read_attribution(request: pb.AttributionOptions) -> AttributionSettings:

@@ -25,7 +25,7 @@ def generate(request: pb.GenerateRequest, engine: Engine, *, tenant: str | None 
     """The engine's request for a call of Generate; `tenant` is the calling client."""
     return engine.generation_request(
         read_input(request.input, engine.prompt_limits),
-        read_sampling(request),
+        read_sampling(request, engine.generation_defaults.sampling),
         read_attribution(request.attribution) if request.HasField("attribution") else None,
         forced_ids=request.forced_ids,
         **set_fields(request, "first_attribution"),

@@ -51,6 +51,15 @@ def _sampling(sampling: Sampling) -> pb.Sampling:
         top_p=sampling.top_p,
         seed=sampling.seed or 0,
         stop=sampling.stop,
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        presence_penalty=sampling.presence_penalty,
+        logit_bias=dict(sampling.logit_bias),
+        min_new_tokens=sampling.min_new_tokens,
+        ignore_eos=sampling.ignore_eos,
+        stop_token_ids=sampling.stop_token_ids,
+        skip_special_tokens=sampling.skip_special_tokens,
     )
 
 

@@ -99,7 +99,9 @@ def test_the_callers_request_is_sent_until_the_stream_has_begun() -> None:
     call = calls.generate("Once", {"temperature": 1.0})
     stream = ResumableStream(call)
     assert stream.request is stream.request is call.request
-    stream.take(pb.GenerateResponse(started=started()), "a:1")
+    beginning = started()
+    beginning.provenance.sampling.temperature = 1.0
+    stream.take(pb.GenerateResponse(started=beginning), "a:1")
     resumed: Any = stream.request
     assert (resumed.seed, resumed.max_new_tokens, resumed.temperature) == (SEED, LENGTH, 1.0)
     assert not call.request.HasField("seed")
@@ -261,3 +263,10 @@ def test_events_of_an_unknown_kind_are_passed_over() -> None:
     stream = ResumableStream(calls.generate("Once", {}))
     assert stream.take(pb.GenerateResponse(), "a:1") is None
     assert not stream.is_over
+
+
+def test_a_server_that_is_older_than_a_setting_of_sampling_is_not_asked() -> None:
+    stream = ResumableStream(calls.generate("Once", {"min_p": 0.5, "stop": "x"}))
+    assert stream.request
+    with pytest.raises(UnimplementedError, match="the server at a:1 is older than the field min_p"):
+        stream.take(pb.GenerateResponse(started=started()), "a:1")

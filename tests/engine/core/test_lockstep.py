@@ -90,7 +90,15 @@ def follow(engine: Engine, commands: Iterable[Command], max_running: int = 2) ->
 
 
 def generation(engine: Engine, seed: int, attribution: AttributionSettings | None = None) -> Request:
-    sampling = Sampling(max_new_tokens=6, temperature=1.2, seed=seed)
+    sampling = Sampling(
+        max_new_tokens=6,
+        temperature=1.2,
+        seed=seed,
+        repetition_penalty=1.3,
+        presence_penalty=0.5,
+        logit_bias=((70, 2.0),),
+        min_new_tokens=6,
+    )
     return engine.generation_request("Once upon a time"[: 16 - seed], sampling, attribution)
 
 

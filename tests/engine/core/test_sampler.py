@@ -8,13 +8,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from gradellm_engine import ComputationError, Sampling
 from gradellm_engine.core.sampler import Distribution, choose_token, random_seed, sampling_probs, uniform_draw
-from gradellm_engine.params import MAX_SEED
+from gradellm_engine.sampling_params import MAX_SEED
 
 Normal = Callable[..., Tensor]
 tensor_seeds = st.integers(0, 2**20)
@@ -193,3 +193,46 @@ def test_compared_logprobs(normal: Normal, seed: int, V: int, count: int, data: 
     assert found.chosen == pytest.approx(expected[token].item(), abs=1e-9)
     assert found.alternatives == pytest.approx(others[:count], abs=1e-9)
     assert found.sum_of_squares == pytest.approx(expected.exp().square().sum().item())
+
+
+@given(tensor_seeds, st.floats(0.05, 20), st.floats(0, 0.99), st.integers(0, 15), st.floats(0.01, 1))
+def test_min_p_keeps_the_best_and_its_rivals(
+    normal: Normal, seed: int, temperature: float, min_p: float, top_k: int, top_p: float
+) -> None:
+    logits = normal(seed, 12) * 3
+    sampling = Sampling(temperature=temperature, min_p=min_p, top_k=top_k, top_p=top_p)
+    probs = sampling_probs(logits, sampling)
+    whole = (logits / temperature).softmax(-1)
+    shares = whole / whole.max()
+    assert probs[logits.argmax()] > 0
+    assume(bool(((shares - min_p).abs() > 1e-9).all()))  # not at the border, where rounding decides
+    masked = torch.where(shares > min_p, logits, torch.full_like(logits, -torch.inf))
+    plain = sampling_probs(masked, Sampling(temperature=temperature, top_k=top_k, top_p=top_p))
+    assert torch.allclose(probs, plain, atol=1e-9)
+
+
+def test_min_p_is_a_share_of_the_largest_probability() -> None:
+    logits = torch.tensor([0.5, 0.3, 0.2]).log()
+    for min_p, kept in [(0.0, 3), (0.39, 3), (0.41, 2), (0.59, 2), (0.61, 1), (1.0, 1)]:
+        assert int((sampling_probs(logits, Sampling(temperature=1.0, min_p=min_p)) > 0).sum()) == kept
+    halved = sampling_probs(logits, Sampling(temperature=2.0, min_p=0.6))  # after the temperature: sqrt(0.3 / 0.5)
+    assert int((halved > 0).sum()) == 3
+
+
+def test_processed_logits_are_sampled_from() -> None:
+    distribution, processed = distribution_of(torch.tensor([0.0, 3.0, -1.0]), 0), torch.tensor([5.0, 3.0, -1.0])
+    assert choose_token(distribution, Sampling(), 0, 0, processed) == 0
+    only = torch.tensor([-torch.inf, -torch.inf, 0.0])
+    assert choose_token(distribution, Sampling(temperature=1.0), 0, 0, only) == 2
+
+
+@given(tensor_seeds, st.sampled_from([0.3, 3.0, 20.0]), st.sampled_from([1e-9, 0.1, 0.5, 0.9, 0.999, 1 - 1e-12]))
+def test_top_p_sorts_candidates_with_the_same_result_as_all(
+    normal: Normal, seed: int, scale: float, top_p: float
+) -> None:
+    """Also with many tokens of equal probability, of which the first are kept."""
+    logits = (normal(seed, 5000) * scale).round(decimals=1)
+    probs = (logits - logits.max()).softmax(-1)
+    ordered, ids = probs.sort(descending=True, stable=True)
+    expected = probs.index_fill(0, ids[ordered.cumsum(-1) - ordered >= top_p], 0.0)
+    assert torch.equal(sampling_probs(logits, Sampling(temperature=1.0, top_p=top_p)), expected / expected.sum())

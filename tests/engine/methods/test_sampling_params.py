@@ -10,7 +10,7 @@ import pytest
 from gradellm_engine import InvalidRequestError
 from gradellm_engine.methods.registry import METHODS
 from gradellm_engine.methods.sampling_params import MAX_SAMPLES, SampleSwitches, SeedSwitches
-from gradellm_engine.params import MAX_SEED
+from gradellm_engine.sampling_params import MAX_SEED
 
 RANDOM = [method.switches for method in METHODS.values() if issubclass(method.switches, SeedSwitches)]
 SAMPLING = [switches for switches in RANDOM if issubclass(switches, SampleSwitches)]

@@ -411,3 +411,21 @@ def test_a_text_that_may_end_later_holds_back_a_token_within_a_character() -> No
     assert text.num_safe_tokens == 5
     assert text.text == "aé\ufffd"
     assert [text.text[start:end] for start, end in text.spans] == ["a", "", "é", "", "\ufffd"]
+
+
+def test_stop_texts_within_the_first_tokens_pass() -> None:
+    for num_unstopped, expected in [(0, ("", "ab")), (2, ("ab", "ab")), (3, ("ab", "ab")), (4, ("abab", None))]:
+        pieces = ["a", "b", "a", "b"]
+        text = CompletionText(joined(pieces), (), ["ab"], num_unstopped=num_unstopped)
+        for index in range(len(pieces)):
+            text.push(index)
+        text.finish()
+        assert (text.text, text.stop) == expected
+
+
+def test_a_token_without_text_leaves_the_text_as_it_is() -> None:
+    text = CompletionText(joined(["a", "b"]), ())
+    text.push(0)
+    text.push(1, has_text=False)
+    text.finish()
+    assert (text.text, text.spans) == ("a", [(0, 1), (1, 1)])

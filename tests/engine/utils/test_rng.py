@@ -7,7 +7,7 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradellm_engine.params import MAX_SEED
+from gradellm_engine.sampling_params import MAX_SEED
 from gradellm_engine.utils.rng import stream
 
 PURPOSES = ("random", "ties", "bootstrap", "")

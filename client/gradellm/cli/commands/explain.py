@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 from gradellm.cli import batch, options
 from gradellm.cli.progress import CallProgress
+from gradellm.cli.sampling_options import add_sampling
 from gradellm.errors import InvalidRequestError
 from gradellm.explanation import io
 from gradellm.explanation.explanation import Explanation
@@ -16,6 +17,7 @@ from gradellm.explanation.terminal_view import draw, draw_retention
 from gradellm.explanation.tracing.trace_view import draw_trace
 from gradellm.rendering.terminal import isolated, visible
 from gradellm.transport import calls
+from gradellm.wire.keywords import SamplingKeywords
 
 if TYPE_CHECKING:
     import argparse
@@ -37,7 +39,7 @@ _EXAMPLES = """\
   gradellm explain "Mia trusts Ben. Ben likes red. Mia" --trace red
   gradellm explain --batch prompts.jsonl --max-new-tokens 32 --output explanations.jsonl
 """
-_SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop", "num_alternatives")
+_SAMPLING = (*SamplingKeywords.__annotations__, "num_alternatives")
 _RESUMING = ("forced_ids", "first_attribution")
 
 
@@ -47,14 +49,7 @@ def add_parser(commands: options.SubParsers) -> None:
     parser = options.add_command(commands, "explain", summary, _EXAMPLES, "PROMPT [flags]")
     options.add_input(parser)
     group = parser.add_argument_group("generation")
-    group.add_argument(
-        "--max-new-tokens", type=int, metavar="N", help="256 by default, or what is left of the context length"
-    )
-    group.add_argument("--temperature", type=float, metavar="T", help="0, the default, is greedy decoding")
-    group.add_argument("--top-k", type=int, metavar="K", help="sample from the K most probable tokens")
-    group.add_argument("--top-p", type=float, metavar="P", help="sample from the most probable tokens that hold P")
-    group.add_argument("--seed", type=int, metavar="N", help="seed of sampling")
-    group.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; repeatable")
+    add_sampling(group)
     group.add_argument(
         "--num-alternatives", type=int, metavar="N", help="most probable tokens to return with each token"
     )

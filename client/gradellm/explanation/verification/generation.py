@@ -31,7 +31,8 @@ def regenerated(
     sampling = stored.provenance.sampling
     if sampling is None or (stored.finished is not None and stored.finished.reason == "end_of_completion"):
         return None
-    settings = {field.name: getattr(sampling, field.name) for field in fields(Sampling)}
+    stored_settings = {field.name: getattr(sampling, field.name) for field in fields(Sampling)}
+    settings = {name: value for name, value in stored_settings.items() if value is not None}
     settings["max_new_tokens"] = sampling.max_new_tokens or None
     if stored.finished is None:  # the stream was interrupted
         settings["max_new_tokens"] = len(stored.tokens)
@@ -49,14 +50,14 @@ def compare_sampling(
     if finished is not None and finished.reason == "end_of_completion":  # a given completion has default settings
         for field in fields(Sampling):
             was, now = getattr(sampling, field.name), getattr(replayed.provenance.sampling, field.name, None)
-            if was != now:
+            if was is not None and was != now:
                 findings.problems.append(f"the completion was given, but sampling.{field.name} is {abbreviated(was)}")
         return
     if sampling.max_new_tokens and len(stored.tokens) > sampling.max_new_tokens:
         findings.problems.append(
             f"it has {len(stored.tokens)} tokens, more than max_new_tokens={sampling.max_new_tokens}"
         )
-    is_greedy = sampling.temperature == 0
+    is_greedy = sampling.temperature == 0 and not sampling.changes_logits
     if is_greedy:
         findings.problems += _greedy_problems(stored, replayed, tolerance)
     if redrawn is not None:
@@ -66,7 +67,8 @@ def compare_sampling(
         findings.skip(_BY_EFFECT, names[1])
         findings.skip("no effect on greedy decoding; --regenerate compares them", *names[:1], *names[2:])
     else:
-        findings.skip("tokens were sampled; --regenerate samples them again", *names)
+        how = "sampled" if sampling.temperature else "chosen by changed logits"
+        findings.skip(f"tokens were {how}; --regenerate samples them again", *names)
 
 
 def _greedy_problems(stored: Explanation, replayed: Explanation, tolerance: float) -> Iterator[str]:
@@ -132,11 +134,13 @@ def _end_problems(stored: Explanation, finished: Finished, sampling: Sampling | 
         return
     if reason == "stop_text" and finished.stop not in sampling.stop:
         yield f"finished.stop is {abbreviated(finished.stop)}, which is not in sampling.stop"
+    if reason == "stop_token" and last.id not in sampling.stop_token_ids:
+        yield f"finished.reason is stop_token, but token {last.id} is not in sampling.stop_token_ids"
     if reason == "end_of_text" and not last.special:
         yield f"finished.reason is end_of_text, but the last token is {abbreviated(last.text)}"
     if reason == "max_new_tokens" and sampling.max_new_tokens and count != sampling.max_new_tokens:
         yield f"finished.reason is max_new_tokens={sampling.max_new_tokens}, but there are {count} tokens"
-    if reason != "stop_text":
+    if reason != "stop_text" and not sampling.min_new_tokens:  # within the first tokens, stop texts are none
         yield from (
             f"the completion contains the stop text {abbreviated(stop)}, but finished.reason is {reason}"
             for stop in sampling.stop

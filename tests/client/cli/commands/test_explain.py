@@ -48,7 +48,10 @@ EVERY_FLAG = """
     --seed 5 --stop x --stop y --num-alternatives 2 --forced-ids 7,8 --first-attribution 1 --attribution knockout
     --method grad_ellm --loosening none --layers last:4 --similarity dot --rotary rotated --rectify none
     --magnitude knockout --normalise-over user --sink exclude --target-token 9 --contrast runner_up --sources prefix
-    --resolution word --top-k-sources 6 --timeout 20
+    --resolution word --top-k-sources 6 --timeout 20 --min-p 0.1 --repetition-penalty 1.1 --frequency-penalty -0.5
+    --presence-penalty 0.25 --logit-bias 5:-1,6:2.5 --min-new-tokens 2 --ignore-eos --stop-token-ids 3,4
+    --no-skip-special-tokens --chat-template-kwargs {"enable_thinking":false} --no-add-generation-prompt
+    --continue-final-message
 """
 
 
@@ -62,6 +65,9 @@ def test_every_flag_of_explain(fake: FakeServer) -> None:
                     pb.Segment(name="a", message=1, start=0, end=4),
                     pb.Segment(name="b", message=0, start=0, end=1),
                 ],
+                chat_template_kwargs='{"enable_thinking": false}',
+                add_generation_prompt=False,
+                continue_final_message=True,
             ),
             max_new_tokens=3,
             temperature=0.5,
@@ -69,6 +75,15 @@ def test_every_flag_of_explain(fake: FakeServer) -> None:
             top_p=0.9,
             seed=5,
             stop=["x", "y"],
+            min_p=0.1,
+            repetition_penalty=1.1,
+            frequency_penalty=-0.5,
+            presence_penalty=0.25,
+            logit_bias={5: -1.0, 6: 2.5},
+            min_new_tokens=2,
+            ignore_eos=True,
+            stop_token_ids=[3, 4],
+            skip_special_tokens=False,
             num_alternatives=2,
             forced_ids=[7, 8],
             first_attribution=1,

@@ -100,7 +100,7 @@ def keywords_of(stored: Explanation) -> dict[str, Any] | None:
 
 def test_the_stored_settings_generate_again() -> None:
     expected = {"prompt": "Once", "max_new_tokens": 4, "temperature": 0.5, "top_k": 0, "top_p": 1.0, "seed": 7}
-    assert keywords_of(complete(temperature=0.5)) == {**expected, "stop": ()}
+    assert keywords_of(complete(temperature=0.5)) == {**expected, "stop": (), "logit_bias": {}, "stop_token_ids": ()}
     without_limit = keywords_of(complete(max_new_tokens=0))
     assert without_limit is not None
     assert without_limit["max_new_tokens"] is None

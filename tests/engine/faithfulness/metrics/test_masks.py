@@ -13,7 +13,7 @@ from gradellm_engine.faithfulness.metrics.curves import PIS
 from gradellm_engine.faithfulness.metrics.keep_probabilities import retentions
 from gradellm_engine.faithfulness.metrics.masks import keep_mask, soft_uniforms, uniforms
 from gradellm_engine.methods.sampling_params import SeedSwitches
-from gradellm_engine.params import MAX_SEED
+from gradellm_engine.sampling_params import MAX_SEED
 from gradellm_engine.utils.rng import stream
 
 seeds = st.integers(0, MAX_SEED)

@@ -33,6 +33,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "target": {"target": 70},
     "random": {"method": "random", "attribution_seed": 4},
     "sampled": {"temperature": 1.0, "seed": 8},
+    "penalties": {"repetition_penalty": 1.5, "frequency_penalty": 1.0, "logit_bias": {70: 3.0}},
+    "a stop token": {"temperature": 1.0, "seed": 8, "stop_token_ids": range(60, 180), "min_new_tokens": 7},
+    "special tokens": {"logit_bias": {257: 4.0}, "skip_special_tokens": False, "ignore_eos": True},
     "tokens": {"tokens": [0, 4, 5, 11], "sources": "prefix", "resolution": "word"},
     "late tokens": {"tokens": range(10, 12), "delivery": "chunked", "top_k_sources": 4},
 }
@@ -53,6 +56,16 @@ def test_an_explanation_is_reproduced(server: RunningServer, name: str) -> None:
     assert verdict.largest_difference <= 1e-4
     assert verdict.largest_logprob_difference <= 1e-4
     assert verdict.mismatches == ()
+
+
+@pytest.mark.parametrize("name", ["sampled", "penalties", "a stop token", "special tokens"])
+def test_an_explanation_is_generated_again(server: RunningServer, name: str) -> None:
+    stored = Explanation.from_json(explain(server, **SETTINGS[name]).to_json())
+    with Client(server.address) as client:
+        verdict = verified(client, stored, regenerate=True)
+    assert verdict.holds_strictly, verdict.problems
+    assert any(token.special and token.text for token in stored.tokens) is (name == "special tokens")
+    assert (stored.finished is not None and stored.finished.reason == "stop_token") is (name == "a stop token")
 
 
 def test_a_post_hoc_method_is_reproduced(server: RunningServer) -> None:

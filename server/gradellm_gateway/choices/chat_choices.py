@@ -1,0 +1,71 @@
+"""The choices of a chat completion: chunks with an index, and one response with one usage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from gradellm import Event, Explanation
+from gradellm_gateway.chat import ChatRequest, Completion, usage_of
+
+MAX_SEED = 2**63 - 1
+
+
+def choice_keywords(request: ChatRequest) -> list[dict[str, Any]]:
+    """The SDK's keywords of each choice: with a seed, that of choice i is seed + i."""
+    keywords, seed = request.keywords, request.keywords.get("seed")
+    if seed is None or not 0 <= seed <= MAX_SEED:  # which the server refuses
+        return [dict(keywords) for _ in range(request.num_choices)]
+    return [{**keywords, "seed": (seed + index) % (MAX_SEED + 1)} for index in range(request.num_choices)]
+
+
+class ChatChoices:
+    """The choices of one request in OpenAI's format.
+
+    With several choices, a choice has what belongs to it alone: `gradellm`, `gradellm_citations` and `sources`.
+    """
+
+    def __init__(self, request: ChatRequest, model: str) -> None:
+        first = Completion(request, model)
+        others = [replace(first, index=index) for index in range(1, request.num_choices)]
+        self._completions = [first, *others]
+        self._includes_usage = request.includes_usage
+        self._usage: dict[int, dict[str, Any]] = {}  # of choices that have finished
+
+    def chunks(self, item: tuple[int, Event]) -> list[dict[str, Any]]:
+        """The chunks for one event of a choice; the usage of all follows the last one."""
+        index, event = item
+        completion = self._completions[index]
+        chunks = completion.chunks(event)
+        if event.finished is not None and self._includes_usage:
+            self._usage[index] = usage_of(event.finished)
+            if len(self._usage) == len(self._completions):
+                chunks.append(completion.usage_chunk(_total([self._usage[i] for i in sorted(self._usage)])))
+        return chunks
+
+    def response(self, explanations: Sequence[Explanation]) -> dict[str, Any]:
+        """The response of choices that are not streamed."""
+        answers = [
+            completion.response(explanation)
+            for completion, explanation in zip(self._completions, explanations, strict=True)
+        ]
+        if len(answers) == 1:
+            return answers[0]
+        joined = {name: answers[0][name] for name in ("id", "object", "created", "model")}
+        choices = []
+        for answer in answers:
+            own = {name: value for name, value in answer.items() if name not in (*joined, "choices", "usage")}
+            choices.append({**answer["choices"][0], **own})
+        usages = [answer["usage"] for answer in answers if answer["usage"] is not None]
+        return {**joined, "choices": choices, "usage": _total(usages) if usages else None}
+
+
+def _total(usages: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The usage of all choices: the prompt, which they share, counts once."""
+    first, completion_tokens = usages[0], sum(usage["completion_tokens"] for usage in usages)
+    return {
+        **first,
+        "completion_tokens": completion_tokens,
+        "total_tokens": first["prompt_tokens"] + completion_tokens,
+    }
