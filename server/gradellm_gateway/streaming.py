@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from gradellm import Event, GradellmError
+from gradellm import Event, GradellmError, InvalidRequestError
 from gradellm_gateway.errors import body_of
+from gradellm_gateway.fields import FieldNames
 
 DONE = "data: [DONE]\n\n"
 CLIENT_CLOSED_REQUEST = Response(status_code=499)  # nginx's status; the client does not receive it
@@ -72,3 +73,13 @@ async def stream_response(
 
 def _line(chunk: dict[str, Any]) -> str:
     return f"data: {json.dumps(chunk, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+async def with_caller_names(events: AsyncGenerator[Event, None], names: FieldNames) -> AsyncGenerator[Event, None]:
+    """The same events; an InvalidRequestError names fields as the caller does."""
+    async with aclosing(events):
+        try:
+            async for event in events:
+                yield event
+        except InvalidRequestError as error:
+            raise names.error(error) from error
