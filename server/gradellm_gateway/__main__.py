@@ -57,7 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
     config = uvicorn_config(
-        gateway(client, upstream=upstream, allow_origins=options.allow_origin or (), allow_hosts=hosts),
+        gateway(
+            client,
+            upstream=upstream,
+            served_names=[name for names in options.served_model_name or () for name in names],
+            allow_origins=options.allow_origin or (),
+            allow_hosts=hosts,
+        ),
         limits=Limits(connections=options.max_connections),
         host=host,
         port=port,
@@ -90,6 +96,8 @@ def _checked_address(parser: argparse.ArgumentParser, options: argparse.Namespac
             f"--listen {options.listen} can be reached from other machines without encryption; give --tls-cert and "
             "--tls-key, listen on 127.0.0.1, or give --insecure if the network is trusted"
         )
+    if options.served_model_name and options.upstream:
+        parser.error("--served-model-name is the upstream's own; give it to the upstream")
     if options.target_token_file and not options.upstream:
         parser.error("--target-token-file needs --upstream: else callers' own tokens go to the explanation server")
     return host.strip("[]"), int(port)
@@ -169,6 +177,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="open connections; at the limit, those without a complete request are closed (default: 512)",
     )
+    parser.add_argument(
+        "--served-model-name",
+        type=_model_name,
+        action="append",
+        nargs="+",
+        metavar="NAME",
+        help="names of the model in requests; answers have the first. By default its hub id, or its folder's name",
+    )
     group = parser.add_argument_group("the explanation server")
     group.add_argument(
         "--target",
@@ -223,6 +239,14 @@ def _add_upstream_flags(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="how long the end of an answer waits for its last attributions (default: 30)",
     )
+
+
+def _model_name(text: str) -> str:
+    if not text.strip() or text.startswith(("/", ".", "~")) or len(text) > 256:
+        raise argparse.ArgumentTypeError(
+            f"must be a name of at most 256 characters that is no path, was {text[:256]!r}"
+        )
+    return text
 
 
 def _seconds(text: str) -> float:

@@ -29,6 +29,7 @@ def gateway(
     client: AsyncClient,
     *,
     upstream: UpstreamRoutes | None = None,
+    served_names: Sequence[str] = (),
     allow_origins: Sequence[str] = (),
     allow_hosts: Sequence[str] = ("*",),
 ) -> Starlette:
@@ -37,6 +38,7 @@ def gateway(
     Args:
         client: calls the explanation server; the app closes it when it shuts down.
         upstream: another engine, which generates; by default the explanation server does.
+        served_names: names of the model in requests and answers; by default its own, without a path.
         allow_origins: origins whose pages may call, besides the gateway's own (CORS).
         allow_hosts: Host headers that are answered; "*" for all. Any other host may be DNS rebinding by a foreign page.
     """
@@ -47,7 +49,7 @@ def gateway(
             yield
         await client.close()
 
-    backend = Backend(client, upstream)
+    backend = Backend(client, upstream, served_names)
     api = [
         *_generating(backend),
         *SdkRoutes(backend).routes(),

@@ -24,6 +24,9 @@ from support.upstream.fake_vllm import KEY, MODEL, FakeVllm
             "--tls-cert absent.pem and --tls-key absent.key cannot",
         ),
         (["--max-connections", "0"], "must be at least 1"),
+        (["--served-model-name", "a", "/models/a"], "no path"),
+        (["--served-model-name", ""], "no path"),
+        (["--served-model-name", "a", "--upstream", "http://localhost:8000/v1"], "the upstream's own"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(

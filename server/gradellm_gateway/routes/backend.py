@@ -1,18 +1,22 @@
-"""What the routes have in common: the explanation server as a caller may call it, and the served model's name."""
+"""What the routes have in common: the explanation server as a caller may call it, and the served model's names."""
 
 from __future__ import annotations
 
-import json
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from starlette.requests import Request
 
 from gradellm import AsyncClient, PermissionDeniedError
+from gradellm.models import ModelInfo
 from gradellm_gateway.errors import ModelNotFoundError
-from gradellm_gateway.fields import quoted
+from gradellm_gateway.fields import listed, quoted
 from gradellm_gateway.upstream.routes import UpstreamRoutes
 
-__all__ = ["Backend"]
+__all__ = ["ALIAS", "Backend", "public_name"]
+
+ALIAS = "gradellm"  # a name that every gateway accepts for its model
 
 
 class Backend:
@@ -21,10 +25,12 @@ class Backend:
     Args:
         client: calls it.
         upstream: another engine, which generates.
+        served_names: names of the model; responses have the first. By default the model's own, without a path.
     """
 
-    def __init__(self, client: AsyncClient, upstream: UpstreamRoutes | None) -> None:
-        self.client, self.upstream = client, upstream
+    def __init__(self, client: AsyncClient, upstream: UpstreamRoutes | None, served_names: Sequence[str] = ()) -> None:
+        self.client, self.upstream, self._served_names = client, upstream, tuple(served_names)
+        self.started_at = int(time.time())
 
     async def client_of(self, request: Request) -> AsyncClient:
         """The client with the caller's bearer token; with an upstream, whose key that is, with the gateway's own."""
@@ -36,16 +42,31 @@ class Backend:
         is_token = kind.lower() == "bearer" and token.strip() not in ("", "none", "EMPTY")
         return self.client.with_token(token.strip()) if is_token else self.client
 
+    def served_names(self, model: ModelInfo) -> tuple[str, ...]:
+        """Return the names that requests may give for the model, besides `ALIAS`."""
+        return self._served_names or (public_name(model),)
+
     async def model_name(self, client: AsyncClient, requested: object) -> str:
         """The served model's name; `requested` itself for a caller that may not call ServerInfo.
 
         Raises:
             ModelNotFoundError: if `requested` is another model.
         """
-        try:
-            name = (await client.server_info(timeout=10)).model.name
-        except PermissionDeniedError:
-            return str(requested or "gradellm")
-        if requested not in (None, "", "gradellm", name, Path(name).name):
-            raise ModelNotFoundError.of("model", f"{quoted(requested)} is not served here; {json.dumps(name)} is")
-        return name
+        names, accepted = self._served_names, {*self._served_names}
+        if not names:
+            try:
+                model = (await client.server_info(timeout=10)).model
+            except PermissionDeniedError:
+                return str(requested or ALIAS)
+            names, accepted = (public_name(model),), {model.name, Path(model.name).name}
+        if requested not in (None, "", ALIAS, *names, *accepted):
+            served = listed(quoted(name) for name in names)
+            raise ModelNotFoundError.of(
+                "model", f"{quoted(requested)} is not served here; {served} {'are' if len(names) > 1 else 'is'}"
+            )
+        return names[0]
+
+
+def public_name(model: ModelInfo) -> str:
+    """Return a model's name for callers: its hub id, or the last part of the path that it was loaded from."""
+    return model.name if model.revision else Path(model.name).name or ALIAS
