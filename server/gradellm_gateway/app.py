@@ -20,6 +20,7 @@ from gradellm_gateway.routes.models import ModelRoutes
 from gradellm_gateway.routes.page import Page, shades_css
 from gradellm_gateway.routes.sdk import SdkRoutes
 from gradellm_gateway.routes.service import ServiceRoutes
+from gradellm_gateway.routes.tokenization import TokenizationRoutes
 from gradellm_gateway.upstream.routes import UpstreamRoutes
 
 __all__ = ["gateway"]
@@ -74,4 +75,8 @@ def _generating(backend: Backend) -> list[Route]:
     """OpenAI's routes: the upstream's, or those of the explanation server itself."""
     if backend.upstream is not None:
         return [Route("/v1/chat/completions", backend.upstream.chat, methods=["POST"])]
-    return [*ChatRoutes(backend).routes(), *ModelRoutes(backend).routes()]
+    return [
+        *ChatRoutes(backend).routes(),
+        *ModelRoutes(backend).routes(),
+        *TokenizationRoutes(backend).routes(),
+    ]

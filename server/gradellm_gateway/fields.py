@@ -59,6 +59,13 @@ object_ = _must_be("an object", lambda value: isinstance(value, Mapping))
 list_ = _must_be("a list", lambda value: isinstance(value, list))
 
 
+def integers(path: str, value: object) -> None:
+    """A list of integers."""
+    list_(path, value)
+    for index, element in enumerate(value if isinstance(value, list) else ()):
+        integer(f"{path}[{index}]", element)
+
+
 def texts(path: str, value: object) -> None:
     """A text, or a list of texts."""
     if isinstance(value, list):
@@ -144,12 +151,12 @@ FIELDS: dict[str, Check] = {
 """Checks by field name. null is the same as absent, except for `messages`."""
 
 
-def check_fields(body: Mapping[str, Any]) -> None:
+def check_fields(body: Mapping[str, Any], fields: Mapping[str, Check] = FIELDS) -> None:
     """Raise InvalidRequestError for the first field that is unknown or invalid."""
     for name, value in body.items():
         if value is None:
             continue
-        check = FIELDS.get(name)
+        check = fields.get(name)
         if check is None:
             raise InvalidRequestError.of(truncated(name), f"{quoted(value)} is not supported here; leave it out")
         check(name, value)

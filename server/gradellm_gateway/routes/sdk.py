@@ -18,7 +18,7 @@ from gradellm_gateway.event_objects import EventObjects, Extras
 from gradellm_gateway.fields import FieldNames, object_, truncated
 from gradellm_gateway.json_response import AsciiJSONResponse
 from gradellm_gateway.picture_request import PictureRequest
-from gradellm_gateway.request_body import read_json
+from gradellm_gateway.request_body import read_json, read_object
 from gradellm_gateway.routes.backend import Backend
 from gradellm_gateway.streaming import stream_response, with_caller_names
 
@@ -48,7 +48,7 @@ class SdkRoutes:
 
     async def attribute(self, request: Request) -> Response:
         """`POST /v1/gradellm/attribute`."""
-        client, body = await self._backend.client_of(request), await _read_object(request)
+        client, body = await self._backend.client_of(request), await read_object(request)
         objects = EventObjects(Extras.of(body))
         keywords = {name: value for name, value in body.items() if name not in Extras.__annotations__}
         call = client.attribute_events
@@ -57,7 +57,7 @@ class SdkRoutes:
 
     async def evaluate(self, request: Request) -> Response:
         """`POST /v1/gradellm/evaluate`."""
-        client, keywords = await self._backend.client_of(request), await _read_object(request)
+        client, keywords = await self._backend.client_of(request), await read_object(request)
         names = {*EvaluateKeywords.__annotations__} - {"explanation"}  # which takes a Python object
         objects = EventObjects(Extras())
         events = _sdk_events(keywords, client.evaluate_events, names, "methods")
@@ -67,14 +67,6 @@ class SdkRoutes:
         """`POST /v1/gradellm/pictures`."""
         body = await read_json(request)  # of megabytes for long answers: parsed in a thread
         return AsciiJSONResponse(await run_in_threadpool(lambda: PictureRequest.from_json(body).response()))
-
-
-async def _read_object(request: Request) -> Mapping[str, Any]:
-    """A request's JSON object of keywords."""
-    body = await read_json(request)
-    if not isinstance(body, Mapping):
-        raise InvalidRequestError("the request must be a JSON object of keywords")
-    return body
 
 
 def _sdk_events(
