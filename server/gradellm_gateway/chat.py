@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gradellm import Event, Explanation, InvalidRequestError
-from gradellm.models import Finished, Token
+from gradellm.models import Finished, Started, Token
 from gradellm.wire.keywords import AttributionKeywords
 from gradellm_gateway.documents import CitedDocuments, source_event, with_documents
 from gradellm_gateway.event_objects import EventObjects, Extras, citation_objects
@@ -50,6 +50,7 @@ class ChatRequest:
         extras: what it asks for beside events.
         documents: that its answer can cite.
         logprobs: whether log-probabilities are returned.
+        token_ids: whether the ids of prompt and completion are returned.
     """
 
     keywords: dict[str, Any]
@@ -60,6 +61,7 @@ class ChatRequest:
     extras: Extras
     documents: CitedDocuments
     logprobs: bool
+    token_ids: bool
 
     @classmethod
     def from_json(cls, body: Any) -> ChatRequest:  # noqa: ANN401 (whatever a client sent)
@@ -99,6 +101,7 @@ class ChatRequest:
             extras=extras,
             documents=documents,
             logprobs=body.get("logprobs") is True,
+            token_ids=body.get("return_token_ids") is True,
         )
 
 
@@ -139,9 +142,11 @@ class Completion:
         if event.token is not None and self._offset is None:
             self._offset = event.token.start
         if event.started is not None:
-            return [self._chunk({"role": "assistant", "content": ""}) | own]
+            return [self._chunk({"role": "assistant", "content": ""}) | self._prompt_ids(event.started) | own]
         if event.token is not None:
-            return [self._chunk({"content": event.token.text}, logprobs=self._logprobs([event.token])) | own]
+            chunk = self._chunk({"content": event.token.text}, logprobs=self._logprobs([event.token]))
+            chunk["choices"][0] |= self._token_ids([event.token])
+            return [chunk | own]
         if event.finished is not None:
             citations = own["gradellm"]["citations"] if self.request.extras.citations else []
             delta = {"annotations": self._annotations(citations)} if self.request.extras.citations else {}
@@ -161,8 +166,10 @@ class Completion:
             "message": {"role": "assistant", "content": explanation.text, "refusal": None},
             "logprobs": self._logprobs(explanation.tokens),
             "finish_reason": "stop" if finished is None else _reason(finished),
+            **self._token_ids(explanation.tokens),
         }
         answer = self._head("chat.completion") | {"choices": [choice], "usage": finished and _usage(finished)}
+        answer |= self._prompt_ids(explanation.started)
         if self.request.is_explained:
             answer["gradellm"] = json.loads(explanation.to_json())
         if self.request.extras.citations:
@@ -181,6 +188,14 @@ class Completion:
     def _chunk(self, delta: dict[str, Any], reason: str | None = None, logprobs: object = None) -> dict[str, Any]:
         choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         return self._head("chat.completion.chunk") | {"choices": [choice]}
+
+    def _prompt_ids(self, started: Started) -> dict[str, Any]:
+        """The ids of the prompt, where the request asks for ids, in vLLM's field."""
+        return {"prompt_token_ids": [token.id for token in started.prompt_tokens]} if self.request.token_ids else {}
+
+    def _token_ids(self, tokens: Sequence[Token]) -> dict[str, Any]:
+        """The ids of a choice's tokens, likewise."""
+        return {"token_ids": [token.id for token in tokens]} if self.request.token_ids else {}
 
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
         if not self.request.logprobs:

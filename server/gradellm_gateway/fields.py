@@ -124,6 +124,7 @@ FIELDS: dict[str, Check] = {
     "stop": texts,
     "logprobs": boolean,
     "top_logprobs": integer,
+    "return_token_ids": boolean,
     "n": _exactly_one,
     "gradellm": object_,
     # Accepted without effect on the completion.
