@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import importlib.util
 import re
 import sys
@@ -70,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ssl_certfile=options.tls_cert,
         ssl_keyfile=options.tls_key,
         log_level=options.log_level,
+        log_config=_log_config(options.log_level),
+        access_log=False,  # the gateway's own lines have requests' ids
         timeout_graceful_shutdown=10,
     )
     try:
@@ -82,6 +85,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for message in refusals:
         print(f"error: {message}", file=sys.stderr)
     return EXIT_USAGE if refusals else 0 if server.started else EXIT_FAILED
+
+
+def _log_config(level: str) -> dict[str, Any]:
+    """Return uvicorn's logging, with a logger of the gateway's own beside its."""
+    from uvicorn.config import LOGGING_CONFIG
+
+    config = copy.deepcopy(LOGGING_CONFIG)
+    config["loggers"]["gradellm_gateway"] = {"handlers": ["default"], "level": level.upper(), "propagate": False}
+    return config
 
 
 def _checked_address(parser: argparse.ArgumentParser, options: argparse.Namespace) -> tuple[str, int]:

@@ -12,6 +12,7 @@ from starlette.routing import Mount, Route
 
 from gradellm import AsyncClient
 from gradellm_gateway.middleware.error_handlers import EXCEPTION_HANDLERS
+from gradellm_gateway.middleware.request_ids import RequestIds
 from gradellm_gateway.middleware.trusted_hosts import TrustedHosts
 from gradellm_gateway.routes.backend import Backend
 from gradellm_gateway.routes.chat import ChatRoutes
@@ -58,7 +59,10 @@ def gateway(
         Route("/shades.css", shades_css, methods=["GET"]),
     ]
     passing = [] if upstream is None else [Route(path, upstream.passing) for path in ("/v1", "/v1/{rest:path}")]
-    middleware = [Middleware(TrustedHosts, names=tuple(allow_hosts))]
+    middleware = [
+        Middleware(RequestIds, is_returned=upstream is None),  # an upstream returns its own
+        Middleware(TrustedHosts, names=tuple(allow_hosts)),
+    ]
     if allow_origins:
         middleware.append(
             Middleware(CORSMiddleware, allow_origins=list(allow_origins), allow_methods=["*"], allow_headers=["*"])

@@ -12,6 +12,7 @@ from gradellm import AsyncClient, PermissionDeniedError
 from gradellm.models import ModelInfo
 from gradellm_gateway.errors import ModelNotFoundError
 from gradellm_gateway.fields import listed, quoted
+from gradellm_gateway.middleware.request_ids import metadata_of
 from gradellm_gateway.upstream.routes import UpstreamRoutes
 
 __all__ = ["ALIAS", "Backend", "public_name"]
@@ -33,7 +34,14 @@ class Backend:
         self.started_at = int(time.time())
 
     async def client_of(self, request: Request) -> AsyncClient:
-        """The client with the caller's bearer token; with an upstream, whose key that is, with the gateway's own."""
+        """The client for a caller's request: with its id and trace context, and with its bearer token.
+
+        With an upstream, whose key the caller's is, the client has the gateway's own token.
+        """
+        client = await self._authorized(request)
+        return client.with_metadata(metadata_of(request))
+
+    async def _authorized(self, request: Request) -> AsyncClient:
         if self.upstream is not None:
             await self.upstream.authorize(request.headers)
             return self.client

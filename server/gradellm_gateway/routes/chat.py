@@ -9,6 +9,7 @@ from starlette.routing import Route
 from gradellm import InvalidRequestError
 from gradellm_gateway.chat import ChatRequest, Completion
 from gradellm_gateway.json_response import AsciiJSONResponse
+from gradellm_gateway.middleware.request_ids import request_id_of
 from gradellm_gateway.request_body import read_json
 from gradellm_gateway.routes.backend import Backend
 from gradellm_gateway.streaming import (
@@ -36,7 +37,7 @@ class ChatRoutes:
         client, body = await self._backend.client_of(request), await read_json(request)
         chat_request = ChatRequest.from_json(body)
         name = await self._backend.model_name(client, body.get("model"))
-        completion = Completion(chat_request, name)
+        completion = Completion(chat_request, name, f"chatcmpl-{request_id_of(request)}")
         try:
             if chat_request.is_streamed:
                 events = with_caller_names(client.generate(**chat_request.keywords), chat_request.names)
