@@ -56,12 +56,13 @@ def test_a_callers_id_and_trace_reach_response_log_and_server(
     calls.seen.clear()
     with caplog.at_level(logging.INFO, "gradellm_gateway.requests"):
         status, headers, said = post(f"{url}/v1/chat/completions", {**BODY, "stream": stream}, HEADERS)
+        lines(caplog)
     assert (status, headers["x-request-id"]) == (200, "of-the-caller-1")
     first = json.loads(said.split("\n")[0].removeprefix("data: "))
     assert first["id"] == "chatcmpl-of-the-caller-1"
     assert {(call.id, call.trace_id) for call in calls.seen} == {("of-the-caller-1", TRACE)}
     assert "Generate" in {call.method for call in calls.seen}
-        (line,) = lines(caplog)
+    (line,) = lines(caplog)
     assert line.startswith(f"POST /v1/chat/completions 200 id=of-the-caller-1 trace={TRACE} seconds=")
 
 
