@@ -16,6 +16,7 @@ from gradellm_gateway.middleware.request_ids import RequestIds
 from gradellm_gateway.middleware.trusted_hosts import TrustedHosts
 from gradellm_gateway.routes.backend import Backend
 from gradellm_gateway.routes.chat import ChatRoutes
+from gradellm_gateway.routes.completions import CompletionRoutes
 from gradellm_gateway.routes.fallback import fallback_routes
 from gradellm_gateway.routes.models import ModelRoutes
 from gradellm_gateway.routes.page import Page, shades_css
@@ -81,6 +82,7 @@ def _generating(backend: Backend) -> list[Route]:
         return [Route("/v1/chat/completions", backend.upstream.chat, methods=["POST"])]
     return [
         *ChatRoutes(backend).routes(),
+        *CompletionRoutes(backend).routes(),
         *ModelRoutes(backend).routes(),
         *TokenizationRoutes(backend).routes(),
     ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from gradellm_gateway.documents import CitedDocuments, source_event, with_docume
 from gradellm_gateway.event_objects import EventObjects, Extras, citation_objects
 from gradellm_gateway.fields import FieldNames, check_fields, messages, truncated
 
-_GRADELLM_FIELDS = {
+GRADELLM_FIELDS = {
     *AttributionKeywords.__annotations__,
     *Extras.__annotations__,
     "documents",
@@ -31,6 +31,7 @@ _GRADELLM_FIELDS = {
     "first_attribution",
     "timeout",
 }
+"""Names in a request's `gradellm` object."""
 _SAMPLING = ("temperature", "top_p", "seed", "stop")
 _LENGTHS = ("max_completion_tokens", "max_tokens")  # the first has precedence
 REPLACEMENT = "\ufffd"  # stands for bytes that are not a complete character
@@ -81,7 +82,7 @@ class ChatRequest:
         own, documents = body.get("gradellm"), CitedDocuments({})
         if own is not None:
             own, documents = with_documents(own, [message["content"] for message in keywords["messages"]])
-        keywords |= _attribution(own)
+        keywords |= attribution_keywords(own)
         extras = Extras.of(own or {}, "gradellm.{}")
         if extras.pictures and body.get("stream") is not True:
             raise InvalidRequestError.of(
@@ -93,7 +94,7 @@ class ChatRequest:
                 {**body, "gradellm": own},
                 {"max_new_tokens": length, "num_alternatives": "top_logprobs"},
                 attribution="gradellm.{}",
-                gradellm_fields=_GRADELLM_FIELDS,
+                gradellm_fields=GRADELLM_FIELDS,
             ),
             is_streamed=body.get("stream") is True,
             includes_usage=bool((body.get("stream_options") or {}).get("include_usage")),
@@ -105,12 +106,14 @@ class ChatRequest:
         )
 
 
-def _attribution(own: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the SDK's keywords of a request's `gradellm` object. Raises InvalidRequestError for an unknown one."""
+def attribution_keywords(
+    own: Mapping[str, Any] | None, known: Collection[str] = frozenset(GRADELLM_FIELDS)
+) -> dict[str, Any]:
+    """Return the SDK's keywords of a request's `gradellm` object. Raises InvalidRequestError for one not in `known`."""
     if own is None:
         return {"attribution": None}
-    if unknown := own.keys() - _GRADELLM_FIELDS:
-        names = ", ".join(sorted(_GRADELLM_FIELDS))
+    if unknown := own.keys() - known:
+        names = ", ".join(sorted(known))
         raise InvalidRequestError.of(f"gradellm.{truncated(min(unknown))}", f"is not known; there are {names}")
     return {name: value for name, value in own.items() if name not in Extras.__annotations__}
 
@@ -152,9 +155,11 @@ class Completion:
             delta = {"annotations": self._annotations(citations)} if self.request.extras.citations else {}
             sources = self.request.documents.sources(citations)
             chunks = [self._chunk({}) | source_event(source) for source in sources]
-            chunks.append(self._chunk(delta, _reason(event.finished)) | own)
+            chunks.append(self._chunk(delta, finish_reason(event.finished)) | own)
             if self.request.includes_usage:
-                chunks.append(self._head("chat.completion.chunk") | {"choices": [], "usage": _usage(event.finished)})
+                chunks.append(
+                    self._head("chat.completion.chunk") | {"choices": [], "usage": usage_object(event.finished)}
+                )
             return chunks
         return [self._chunk({}) | own] if own else []
 
@@ -165,10 +170,10 @@ class Completion:
             "index": 0,
             "message": {"role": "assistant", "content": explanation.text, "refusal": None},
             "logprobs": self._logprobs(explanation.tokens),
-            "finish_reason": "stop" if finished is None else _reason(finished),
+            "finish_reason": "stop" if finished is None else finish_reason(finished),
             **self._token_ids(explanation.tokens),
         }
-        answer = self._head("chat.completion") | {"choices": [choice], "usage": finished and _usage(finished)}
+        answer = self._head("chat.completion") | {"choices": [choice], "usage": finished and usage_object(finished)}
         answer |= self._prompt_ids(explanation.started)
         if self.request.is_explained:
             answer["gradellm"] = json.loads(explanation.to_json())
@@ -222,11 +227,13 @@ def _bytes(text: str) -> list[int] | None:
     return None if not text or REPLACEMENT in text else list(text.encode())
 
 
-def _reason(finished: Finished) -> str:
+def finish_reason(finished: Finished) -> str:
+    """Return OpenAI's finish reason."""
     return _REASONS.get(finished.reason or "", "stop")
 
 
-def _usage(finished: Finished) -> dict[str, Any]:
+def usage_object(finished: Finished) -> dict[str, Any]:
+    """Return OpenAI's usage of one completion."""
     usage = finished.usage
     return {
         "prompt_tokens": usage.prompt_tokens,

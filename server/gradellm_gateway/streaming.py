@@ -21,6 +21,7 @@ CLIENT_CLOSED_REQUEST = Response(status_code=499)  # nginx's status; the client 
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 Result = TypeVar("Result")
+Item = TypeVar("Item")
 
 
 async def unless_disconnected(request: Request, work: Awaitable[Result]) -> Result | None:
@@ -45,9 +46,9 @@ async def unless_disconnected(request: Request, work: Awaitable[Result]) -> Resu
 
 
 async def stream_response(
-    request: Request, events: AsyncGenerator[Event, None], chunks: Callable[[Event], list[dict[str, Any]]]
+    request: Request, events: AsyncGenerator[Item, None], chunks: Callable[[Item], list[dict[str, Any]]]
 ) -> Response:
-    """A response that sends each event's chunks as server-sent events.
+    """A response that sends the chunks of each event, or of any other item, as server-sent events.
 
     An error before the first event is raised, so that it gets its own HTTP status; a later one is sent as an event.
     """
