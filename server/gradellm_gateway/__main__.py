@@ -52,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         server.should_exit = True
 
     try:
+        api_keys = _api_keys(options)
         client = _client(options)
         upstream = _upstream_routes(options, client, refuse) if options.upstream else None
     except GradellmError as error:
@@ -62,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             client,
             upstream=upstream,
             served_names=[name for names in options.served_model_name or () for name in names],
+            api_keys=api_keys,
             allow_origins=options.allow_origin or (),
             allow_hosts=hosts,
         ),
@@ -110,8 +112,13 @@ def _checked_address(parser: argparse.ArgumentParser, options: argparse.Namespac
         )
     if options.served_model_name and options.upstream:
         parser.error("--served-model-name is the upstream's own; give it to the upstream")
-    if options.target_token_file and not options.upstream:
-        parser.error("--target-token-file needs --upstream: else callers' own tokens go to the explanation server")
+    has_keys = options.api_key or options.api_key_file
+    if has_keys and options.upstream:
+        parser.error("--api-key and --upstream exclude each other: callers' keys go to the upstream, which checks them")
+    if options.target_token_file and not (options.upstream or has_keys):
+        parser.error(
+            "--target-token-file needs --upstream or --api-key: else callers' own tokens go to the explanation server"
+        )
     return host.strip("[]"), int(port)
 
 
@@ -158,6 +165,25 @@ def _token(flag: str, options: argparse.Namespace) -> str | None:
     return token
 
 
+def _api_keys(options: argparse.Namespace) -> list[str]:
+    """Return the keys of the flags and of their files. Raises InvalidRequestError for one that is none."""
+    from gradellm import InvalidRequestError
+
+    keys = [key for keys in options.api_key or () for key in keys]
+    for path in options.api_key_file or ():
+        try:
+            lines = Path(path).read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError) as error:
+            raise InvalidRequestError(f"--api-key-file {path} cannot be read: {error}") from error
+        found = [line.strip() for line in lines if line.strip()]
+        if not found:
+            raise InvalidRequestError(f"--api-key-file {path} has no key; write one a line")
+        keys += found
+    if not all(re.fullmatch(r"[!-~]+", key) for key in keys):  # not quoted: errors end up in logs
+        raise InvalidRequestError("an API key must be printable ASCII characters without spaces")
+    return keys
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gradellm gateway",
@@ -189,14 +215,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="open connections; at the limit, those without a complete request are closed (default: 512)",
     )
-    parser.add_argument(
-        "--served-model-name",
-        type=_model_name,
-        action="append",
-        nargs="+",
-        metavar="NAME",
-        help="names of the model in requests; answers have the first. By default its hub id, or its folder's name",
-    )
+    _add_caller_flags(parser)
     group = parser.add_argument_group("the explanation server")
     group.add_argument(
         "--target",
@@ -209,6 +228,27 @@ def _parser() -> argparse.ArgumentParser:
     _add_upstream_flags(parser)
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     return parser
+
+
+def _add_caller_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--served-model-name",
+        type=_model_name,
+        action="append",
+        nargs="+",
+        metavar="NAME",
+        help="names of the model in requests; answers have the first. By default its hub id, or its folder's name",
+    )
+    parser.add_argument(
+        "--api-key",
+        action="append",
+        nargs="+",
+        metavar="KEY",
+        help="callers below /v1 must send one of these keys; repeatable. Other users of the machine can read flags",
+    )
+    parser.add_argument(
+        "--api-key-file", action="append", metavar="FILE", help="the same, with a key in each line; repeatable"
+    )
 
 
 def _add_upstream_flags(parser: argparse.ArgumentParser) -> None:
@@ -242,7 +282,7 @@ def _add_upstream_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--target-token-file",
         metavar="FILE",
-        help="the gateway's own access token for the explanation server; callers' keys go to the upstream alone",
+        help="the gateway's own access token for the explanation server, with --upstream or --api-key",
     )
     group.add_argument(
         "--explain-wait",

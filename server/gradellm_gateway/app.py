@@ -11,6 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Mount, Route
 
 from gradellm import AsyncClient
+from gradellm_gateway.middleware.api_keys import ApiKeys
 from gradellm_gateway.middleware.error_handlers import EXCEPTION_HANDLERS
 from gradellm_gateway.middleware.request_ids import RequestIds
 from gradellm_gateway.middleware.trusted_hosts import TrustedHosts
@@ -33,6 +34,7 @@ def gateway(
     *,
     upstream: UpstreamRoutes | None = None,
     served_names: Sequence[str] = (),
+    api_keys: Sequence[str] = (),
     allow_origins: Sequence[str] = (),
     allow_hosts: Sequence[str] = ("*",),
 ) -> Starlette:
@@ -42,6 +44,7 @@ def gateway(
         client: calls the explanation server; the app closes it when it shuts down.
         upstream: another engine, which generates; by default the explanation server does.
         served_names: names of the model in requests and answers; by default its own, without a path.
+        api_keys: keys of callers below /v1; without any, callers' keys are the explanation server's access tokens.
         allow_origins: origins whose pages may call, besides the gateway's own (CORS).
         allow_hosts: Host headers that are answered; "*" for all. Any other host may be DNS rebinding by a foreign page.
     """
@@ -52,7 +55,7 @@ def gateway(
             yield
         await client.close()
 
-    backend = Backend(client, upstream, served_names)
+    backend = Backend(client, upstream, served_names, passes_tokens=not api_keys)
     api = [
         *_generating(backend),
         *SdkRoutes(backend).routes(),
@@ -68,6 +71,8 @@ def gateway(
         middleware.append(
             Middleware(CORSMiddleware, allow_origins=list(allow_origins), allow_methods=["*"], allow_headers=["*"])
         )
+    if api_keys:
+        middleware.append(Middleware(ApiKeys, keys=tuple(api_keys)))
     return Starlette(
         routes=[*api, *fallback_routes(api, passing), Mount("/", app=Page())],
         middleware=middleware,

@@ -27,10 +27,19 @@ class Backend:
         client: calls it.
         upstream: another engine, which generates.
         served_names: names of the model; responses have the first. By default the model's own, without a path.
+        passes_tokens: whether callers' keys are the server's access tokens, unless there is an upstream.
     """
 
-    def __init__(self, client: AsyncClient, upstream: UpstreamRoutes | None, served_names: Sequence[str] = ()) -> None:
-        self.client, self.upstream, self._served_names = client, upstream, tuple(served_names)
+    def __init__(
+        self,
+        client: AsyncClient,
+        upstream: UpstreamRoutes | None,
+        served_names: Sequence[str] = (),
+        *,
+        passes_tokens: bool = True,
+    ) -> None:
+        self.client, self.upstream = client, upstream
+        self._served_names, self._passes_tokens = tuple(served_names), passes_tokens
         self.started_at = int(time.time())
 
     async def client_of(self, request: Request) -> AsyncClient:
@@ -44,6 +53,8 @@ class Backend:
     async def _authorized(self, request: Request) -> AsyncClient:
         if self.upstream is not None:
             await self.upstream.authorize(request.headers)
+            return self.client
+        if not self._passes_tokens:
             return self.client
         kind, _, token = request.headers.get("authorization", "").partition(" ")
         # OpenAI clients send "none" or "EMPTY" where no key is needed.
