@@ -21,6 +21,7 @@ from gradellm_gateway.routes.completions import CompletionRoutes
 from gradellm_gateway.routes.fallback import fallback_routes
 from gradellm_gateway.routes.models import ModelRoutes
 from gradellm_gateway.routes.page import Page, shades_css
+from gradellm_gateway.routes.responses import ResponseRoutes
 from gradellm_gateway.routes.sdk import SdkRoutes
 from gradellm_gateway.routes.service import ServiceRoutes
 from gradellm_gateway.routes.tokenization import TokenizationRoutes
@@ -88,6 +89,7 @@ def _generating(backend: Backend) -> list[Route]:
     return [
         *ChatRoutes(backend).routes(),
         *CompletionRoutes(backend).routes(),
+        *ResponseRoutes(backend).routes(),
         *ModelRoutes(backend).routes(),
         *TokenizationRoutes(backend).routes(),
     ]

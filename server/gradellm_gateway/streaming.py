@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -45,13 +46,40 @@ async def unless_disconnected(request: Request, work: Awaitable[Result]) -> Resu
         working.cancel()
 
 
+def _line(chunk: dict[str, Any]) -> str:
+    return f"data: {json.dumps(chunk, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+def _error_line(error: GradellmError) -> str:
+    return f"data: {json.dumps(body_of(error))}\n\n"  # as ASCII: names may have lone surrogates
+
+
+@dataclass(frozen=True)
+class StreamForm:
+    """How server-sent events are written; by default as in streams of completions.
+
+    Attributes:
+        line: writes a chunk.
+        error_line: writes an error that ends the stream.
+        end: the last line.
+    """
+
+    line: Callable[[dict[str, Any]], str] = _line
+    error_line: Callable[[GradellmError], str] = _error_line
+    end: str = DONE
+
+
 async def stream_response(
-    request: Request, events: AsyncGenerator[Item, None], chunks: Callable[[Item], list[dict[str, Any]]]
+    request: Request,
+    events: AsyncGenerator[Item, None],
+    chunks: Callable[[Item], list[dict[str, Any]]],
+    form: StreamForm | None = None,
 ) -> Response:
     """A response that sends the chunks of each event, or of any other item, as server-sent events.
 
     An error before the first event is raised, so that it gets its own HTTP status; a later one is sent as an event.
     """
+    form = form or StreamForm()
     first = await unless_disconnected(request, anext(events))
     if first is None:
         await events.aclose()
@@ -61,19 +89,16 @@ async def stream_response(
         async with aclosing(events):
             try:
                 for chunk in chunks(first):
-                    yield _line(chunk)
+                    yield form.line(chunk)
                 async for event in events:
                     for chunk in chunks(event):
-                        yield _line(chunk)
+                        yield form.line(chunk)
             except GradellmError as error:
-                yield f"data: {json.dumps(body_of(error))}\n\n"  # as ASCII: names may have lone surrogates
-            yield DONE
+                yield form.error_line(error)
+            if form.end:
+                yield form.end
 
     return StreamingResponse(lines(), media_type="text/event-stream", headers=_HEADERS)
-
-
-def _line(chunk: dict[str, Any]) -> str:
-    return f"data: {json.dumps(chunk, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
 async def with_caller_names(events: AsyncGenerator[Event, None], names: FieldNames) -> AsyncGenerator[Event, None]:
