@@ -20,6 +20,7 @@ from gradellm_gateway.routes.chat import ChatRoutes
 from gradellm_gateway.routes.completions import CompletionRoutes
 from gradellm_gateway.routes.fallback import fallback_routes
 from gradellm_gateway.routes.models import ModelRoutes
+from gradellm_gateway.routes.openapi import openapi_routes
 from gradellm_gateway.routes.page import Page, shades_css
 from gradellm_gateway.routes.responses import ResponseRoutes
 from gradellm_gateway.routes.sdk import SdkRoutes
@@ -92,4 +93,5 @@ def _generating(backend: Backend) -> list[Route]:
         *ResponseRoutes(backend).routes(),
         *ModelRoutes(backend).routes(),
         *TokenizationRoutes(backend).routes(),
+        *openapi_routes(),
     ]

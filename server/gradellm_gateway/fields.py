@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from gradellm import InvalidRequestError, Violation
+from gradellm_gateway.openapi.schemas import Schema, described, schema_of
 
 Check = Callable[[str, object], None]
 """check(path, value) raises InvalidRequestError if the value is not valid for the field at that path."""
@@ -39,7 +40,8 @@ def truncated(name: str) -> str:
     return name if len(name) <= _MAX_QUOTED else f"{name[:_MAX_QUOTED]}..."
 
 
-def _must_be(kind: str, is_valid: Callable[[object], bool]) -> Check:
+def _must_be(kind: str, is_valid: Callable[[object], bool], schema: Schema) -> Check:
+    @described(schema)
     def check(path: str, value: object) -> None:
         if not is_valid(value):
             raise InvalidRequestError.of(path, f"must be {kind}, not {quoted(value)}")
@@ -51,14 +53,17 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-boolean = _must_be("true or false", lambda value: isinstance(value, bool))
-integer = _must_be("an integer", lambda value: isinstance(value, int) and not isinstance(value, bool))
-number = _must_be("a number", _is_number)
-text = _must_be("a text", lambda value: isinstance(value, str))
-object_ = _must_be("an object", lambda value: isinstance(value, Mapping))
-list_ = _must_be("a list", lambda value: isinstance(value, list))
+boolean = _must_be("true or false", lambda value: isinstance(value, bool), {"type": "boolean"})
+integer = _must_be(
+    "an integer", lambda value: isinstance(value, int) and not isinstance(value, bool), {"type": "integer"}
+)
+number = _must_be("a number", _is_number, {"type": "number"})
+text = _must_be("a text", lambda value: isinstance(value, str), {"type": "string"})
+object_ = _must_be("an object", lambda value: isinstance(value, Mapping), {"type": "object"})
+list_ = _must_be("a list", lambda value: isinstance(value, list), {"type": "array"})
 
 
+@described({"type": "array", "items": {"type": "integer"}})
 def integers(path: str, value: object) -> None:
     """A list of integers."""
     list_(path, value)
@@ -66,6 +71,7 @@ def integers(path: str, value: object) -> None:
         integer(f"{path}[{index}]", element)
 
 
+@described({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]})
 def texts(path: str, value: object) -> None:
     """A text, or a list of texts."""
     if isinstance(value, list):
@@ -75,12 +81,14 @@ def texts(path: str, value: object) -> None:
         raise InvalidRequestError.of(path, f"must be a text or a list of texts, not {quoted(value)}")
 
 
+@described({"type": "object", "additionalProperties": {"type": "string"}})
 def _texts_by_name(path: str, value: object) -> None:
     object_(path, value)
     for name, element in _items(value):
         text(f"{path}.{truncated(name)}", element)
 
 
+@described({"type": "object", "properties": {"include_usage": {"type": "boolean"}}})
 def _stream_options(path: str, value: object) -> None:
     object_(path, value)
     for name, option in _items(value):
@@ -97,6 +105,7 @@ def _items(value: object) -> Iterable[tuple[str, object]]:
 def only(check: Check, *values: object) -> Check:
     """A check for an unsupported feature: accepts only the values that leave it off."""
 
+    @described({**schema_of(check), "enum": list(values)})
     def checked(path: str, value: object) -> None:
         check(path, value)
         if value not in values:
@@ -105,15 +114,41 @@ def only(check: Check, *values: object) -> Check:
     return checked
 
 
+@described({"type": "integer", "enum": [1]})
 def _exactly_one(path: str, value: object) -> None:
     integer(path, value)
     if value != 1:
         raise InvalidRequestError.of(path, "only one completion per prompt is supported: leave n out, or set it to 1")
 
 
+@described(
+    {
+        "type": "array",
+        "minItems": 1,
+        "items": {
+            "type": "object",
+            "properties": {
+                "role": {"type": "string", "enum": list(ROLES)},
+                "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]},
+            },
+            "required": ["role", "content"],
+        },
+    }
+)
+def message_list(path: str, value: object) -> None:
+    """A list of messages, which `messages` checks one by one."""
+    list_(path, value)
+
+
+@described({"$ref": "#/components/schemas/Attribution"})
+def attribution(path: str, value: object) -> None:
+    """A `gradellm` object, whose fields the SDK checks."""
+    object_(path, value)
+
+
 FIELDS: dict[str, Check] = {
     "model": text,
-    "messages": list_,
+    "messages": message_list,
     "stream": boolean,
     "stream_options": _stream_options,
     "max_tokens": integer,
@@ -126,7 +161,7 @@ FIELDS: dict[str, Check] = {
     "top_logprobs": integer,
     "return_token_ids": boolean,
     "n": _exactly_one,
-    "gradellm": object_,
+    "gradellm": attribution,
     # Accepted without effect on the completion.
     "user": text,
     "metadata": _texts_by_name,

@@ -17,10 +17,12 @@ from gradellm_gateway.fields import (
     check_fields,
     integer,
     number,
+    object_,
     only,
     quoted,
     text,
 )
+from gradellm_gateway.openapi.schemas import described
 
 __all__ = ["COMPLETION_FIELDS", "MAX_PROMPTS", "ChoiceRequest", "CompletionRequest"]
 
@@ -31,6 +33,16 @@ _SAMPLING = ("temperature", "top_p", "seed", "stop")
 _OWN_FIELDS = GRADELLM_FIELDS - {"documents"}  # which are found in messages
 
 
+@described(
+    {
+        "anyOf": [
+            {"type": "string"},
+            {"type": "array", "items": {"type": "string"}, "minItems": 1},
+            {"type": "array", "items": {"type": "integer"}, "minItems": 1},
+            {"type": "array", "items": {"type": "array", "items": {"type": "integer"}, "minItems": 1}, "minItems": 1},
+        ]
+    }
+)
 def _prompt(path: str, value: object) -> None:
     """A text, a list of texts, token ids, or a list of lists of them."""
     if isinstance(value, str):
@@ -50,6 +62,7 @@ def _are_ids(value: list[Any]) -> bool:
     return all(isinstance(each, int) and not isinstance(each, bool) for each in value)
 
 
+@described({"type": "integer", "minimum": 0, "maximum": MAX_LOGPROBS})
 def _logprobs(path: str, value: object) -> None:
     integer(path, value)
     if isinstance(value, int) and not 0 <= value <= MAX_LOGPROBS:
@@ -71,7 +84,7 @@ COMPLETION_FIELDS: dict[str, Check] = {
     "frequency_penalty": only(number, 0),
     "presence_penalty": only(number, 0),
     "repetition_penalty": only(number, 1),
-    "logit_bias": only(FIELDS["gradellm"], {}),
+    "logit_bias": only(object_, {}),
 }
 """Checks by field name. null is the same as absent, except for `prompt`."""
 

@@ -26,6 +26,7 @@ from gradellm_gateway.fields import (
     text,
     truncated,
 )
+from gradellm_gateway.openapi.schemas import described
 
 __all__ = ["RESPONSE_FIELDS", "ResponseRequest"]
 
@@ -39,11 +40,13 @@ _LEFT_OUT = {"type", "id", "status", "phase"}
 _LEFT_OUT_OF_PARTS = {"annotations", "logprobs"}
 
 
+@described({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}, "minItems": 1}]})
 def _input(path: str, value: object) -> None:
     if not isinstance(value, str | list):
         raise InvalidRequestError.of(path, f"must be a text or a list of items, not {quoted(value)}")
 
 
+@described({"type": "array", "items": {"type": "string", "enum": [LOGPROBS]}})
 def _include(path: str, value: object) -> None:
     list_(path, value)
     for index, each in enumerate(value if isinstance(value, list) else ()):
@@ -51,16 +54,19 @@ def _include(path: str, value: object) -> None:
             raise InvalidRequestError.of(f"{path}[{index}]", f'{quoted(each)} is not supported here; "{LOGPROBS}" is')
 
 
+@described({"type": "integer", "minimum": 0, "maximum": MAX_LOGPROBS})
 def _top_logprobs(path: str, value: object) -> None:
     integer(path, value)
     if isinstance(value, int) and not 0 <= value <= MAX_LOGPROBS:
         raise InvalidRequestError.of(path, f"must be between 0 and {MAX_LOGPROBS}, not {quoted(value)}")
 
 
+@described({"type": "null"})
 def _nothing_stored(path: str, value: object) -> None:
     raise InvalidRequestError.of(path, "needs stored responses, and nothing is stored here: send the conversation")
 
 
+@described({"type": "boolean", "enum": [False]})
 def _store(path: str, value: object) -> None:
     boolean(path, value)
     if value:

@@ -18,6 +18,7 @@ from gradellm_gateway.fields import (
     check_fields,
     integers,
     list_,
+    message_list,
     messages,
     object_,
     only,
@@ -34,7 +35,7 @@ TEXT_FIELDS: dict[str, Check] = {**_COMMON, "prompt": text, "add_special_tokens"
 """Fields of `/tokenize` for a text."""
 CHAT_FIELDS: dict[str, Check] = {
     **_COMMON,
-    "messages": list_,
+    "messages": message_list,
     "add_special_tokens": only(boolean, False),
     "add_generation_prompt": only(boolean, True),
     "continue_final_message": only(boolean, False),
