@@ -96,7 +96,7 @@ bench: $(READY) ## measure the time per token on a 125M-parameter model, into do
 
 picture: $(READY) ## draw the README's pictures from the demo and the chat page's test (needs Chromium)
 	$(BIN)/python docs/draw_demo.py
-	mkdir -p build/pictures && GRADELLM_PICTURES=build/pictures $(BIN)/pytest tests/gateway/test_chat_page.py -k usable
+	mkdir -p build/pictures && GRADELLM_PICTURES=build/pictures $(BIN)/pytest tests/gateway/page/test_chat_page.py -k usable
 	cp build/pictures/chat-light-1100.png docs/chat.png
 
 reference: $(READY) ## write docs/reference/ and docs/metrics.md from docstrings, the wire contract and the metrics

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import importlib.util
 import re
 import sys
@@ -51,19 +52,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         server.should_exit = True
 
     try:
+        api_keys = _api_keys(options)
         client = _client(options)
         upstream = _upstream_routes(options, client, refuse) if options.upstream else None
     except GradellmError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
     config = uvicorn_config(
-        gateway(client, upstream=upstream, allow_origins=options.allow_origin or (), allow_hosts=hosts),
+        gateway(
+            client,
+            upstream=upstream,
+            served_names=[name for names in options.served_model_name or () for name in names],
+            api_keys=api_keys,
+            allow_origins=options.allow_origin or (),
+            allow_hosts=hosts,
+        ),
         limits=Limits(connections=options.max_connections),
         host=host,
         port=port,
         ssl_certfile=options.tls_cert,
         ssl_keyfile=options.tls_key,
         log_level=options.log_level,
+        log_config=_log_config(options.log_level),
+        access_log=False,  # the gateway's own lines have requests' ids
         timeout_graceful_shutdown=10,
     )
     try:
@@ -78,6 +89,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return EXIT_USAGE if refusals else 0 if server.started else EXIT_FAILED
 
 
+def _log_config(level: str) -> dict[str, Any]:
+    """Return uvicorn's logging, with a logger of the gateway's own beside its."""
+    from uvicorn.config import LOGGING_CONFIG
+
+    config = copy.deepcopy(LOGGING_CONFIG)
+    config["loggers"]["gradellm_gateway"] = {"handlers": ["default"], "level": level.upper(), "propagate": False}
+    return config
+
+
 def _checked_address(parser: argparse.ArgumentParser, options: argparse.Namespace) -> tuple[str, int]:
     """Return host and port to listen on; flags that contradict each other end the program."""
     host, _, port = options.listen.rpartition(":")
@@ -90,8 +110,15 @@ def _checked_address(parser: argparse.ArgumentParser, options: argparse.Namespac
             f"--listen {options.listen} can be reached from other machines without encryption; give --tls-cert and "
             "--tls-key, listen on 127.0.0.1, or give --insecure if the network is trusted"
         )
-    if options.target_token_file and not options.upstream:
-        parser.error("--target-token-file needs --upstream: else callers' own tokens go to the explanation server")
+    if options.served_model_name and options.upstream:
+        parser.error("--served-model-name is the upstream's own; give it to the upstream")
+    has_keys = options.api_key or options.api_key_file
+    if has_keys and options.upstream:
+        parser.error("--api-key and --upstream exclude each other: callers' keys go to the upstream, which checks them")
+    if options.target_token_file and not (options.upstream or has_keys):
+        parser.error(
+            "--target-token-file needs --upstream or --api-key: else callers' own tokens go to the explanation server"
+        )
     return host.strip("[]"), int(port)
 
 
@@ -138,6 +165,25 @@ def _token(flag: str, options: argparse.Namespace) -> str | None:
     return token
 
 
+def _api_keys(options: argparse.Namespace) -> list[str]:
+    """Return the keys of the flags and of their files. Raises InvalidRequestError for one that is none."""
+    from gradellm import InvalidRequestError
+
+    keys = [key for keys in options.api_key or () for key in keys]
+    for path in options.api_key_file or ():
+        try:
+            lines = Path(path).read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError) as error:
+            raise InvalidRequestError(f"--api-key-file {path} cannot be read: {error}") from error
+        found = [line.strip() for line in lines if line.strip()]
+        if not found:
+            raise InvalidRequestError(f"--api-key-file {path} has no key; write one a line")
+        keys += found
+    if not all(re.fullmatch(r"[!-~]+", key) for key in keys):  # not quoted: errors end up in logs
+        raise InvalidRequestError("an API key must be printable ASCII characters without spaces")
+    return keys
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gradellm gateway",
@@ -169,6 +215,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="open connections; at the limit, those without a complete request are closed (default: 512)",
     )
+    _add_caller_flags(parser)
     group = parser.add_argument_group("the explanation server")
     group.add_argument(
         "--target",
@@ -181,6 +228,27 @@ def _parser() -> argparse.ArgumentParser:
     _add_upstream_flags(parser)
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     return parser
+
+
+def _add_caller_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--served-model-name",
+        type=_model_name,
+        action="append",
+        nargs="+",
+        metavar="NAME",
+        help="names of the model in requests; answers have the first. By default its hub id, or its folder's name",
+    )
+    parser.add_argument(
+        "--api-key",
+        action="append",
+        nargs="+",
+        metavar="KEY",
+        help="callers below /v1 must send one of these keys; repeatable. Other users of the machine can read flags",
+    )
+    parser.add_argument(
+        "--api-key-file", action="append", metavar="FILE", help="the same, with a key in each line; repeatable"
+    )
 
 
 def _add_upstream_flags(parser: argparse.ArgumentParser) -> None:
@@ -214,7 +282,7 @@ def _add_upstream_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--target-token-file",
         metavar="FILE",
-        help="the gateway's own access token for the explanation server; callers' keys go to the upstream alone",
+        help="the gateway's own access token for the explanation server, with --upstream or --api-key",
     )
     group.add_argument(
         "--explain-wait",
@@ -223,6 +291,14 @@ def _add_upstream_flags(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="how long the end of an answer waits for its last attributions (default: 30)",
     )
+
+
+def _model_name(text: str) -> str:
+    if not text.strip() or text.startswith(("/", ".", "~")) or len(text) > 256:
+        raise argparse.ArgumentTypeError(
+            f"must be a name of at most 256 characters that is no path, was {text[:256]!r}"
+        )
+    return text
 
 
 def _seconds(text: str) -> float:

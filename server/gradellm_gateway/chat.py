@@ -10,18 +10,19 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from gradellm import Event, Explanation, InvalidRequestError
-from gradellm.models import Finished, Token
+from gradellm.models import Finished, Started, Token
 from gradellm.wire.keywords import AttributionKeywords
 from gradellm_gateway.documents import CitedDocuments, source_event, with_documents
 from gradellm_gateway.event_objects import EventObjects, Extras, citation_objects
 from gradellm_gateway.fields import FieldNames, check_fields, messages, truncated
+from gradellm_gateway.sampling_fields import SAMPLING_NAMES, sampling_keywords
 
-_GRADELLM_FIELDS = {
+GRADELLM_FIELDS = {
     *AttributionKeywords.__annotations__,
     *Extras.__annotations__,
     "documents",
@@ -31,25 +32,8 @@ _GRADELLM_FIELDS = {
     "first_attribution",
     "timeout",
 }
-# Fields that are keywords of the SDK by the same name.
-_SAME_NAME = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "seed",
-    "stop",
-    "stop_token_ids",
-    "repetition_penalty",
-    "frequency_penalty",
-    "presence_penalty",
-    "logit_bias",
-    "ignore_eos",
-    "skip_special_tokens",
-    "chat_template_kwargs",
-    "add_generation_prompt",
-    "continue_final_message",
-)
+"""Names in a request's `gradellm` object."""
+_TEMPLATE = ("chat_template_kwargs", "add_generation_prompt", "continue_final_message")
 _LENGTHS = ("max_completion_tokens", "max_tokens")  # the first has precedence
 REPLACEMENT = "\ufffd"  # stands for bytes that are not a complete character
 _REASONS = {"max_new_tokens": "length"}  # every other finish reason is "stop"
@@ -69,6 +53,7 @@ class ChatRequest:
         documents: that its answer can cite.
         logprobs: whether log-probabilities are returned.
         num_choices: how many completions are generated.
+        token_ids: whether the ids of prompt and completion are returned.
     """
 
     keywords: dict[str, Any]
@@ -79,7 +64,8 @@ class ChatRequest:
     extras: Extras
     documents: CitedDocuments
     logprobs: bool
-    num_choices: int = 1
+    token_ids: bool
+    num_choices: int
 
     @classmethod
     def from_json(cls, body: Any) -> ChatRequest:  # noqa: ANN401 (whatever a client sent)
@@ -89,11 +75,10 @@ class ChatRequest:
         check_fields(body)
         length = next((name for name in _LENGTHS if body.get(name) is not None), _LENGTHS[0])
         keywords: dict[str, Any] = {"messages": messages(body.get("messages"))}
-        keywords |= {name: body[name] for name in _SAME_NAME if body.get(name) is not None}
-        renamed = {"max_new_tokens": length, "min_new_tokens": "min_tokens"}
-        keywords |= {name: body[field] for name, field in renamed.items() if body.get(field) is not None}
-        if keywords.get("top_k") == -1:  # all tokens, as in vLLM
-            keywords["top_k"] = 0
+        keywords |= {name: body[name] for name in _TEMPLATE if body.get(name) is not None}
+        keywords |= sampling_keywords(body)
+        if body.get(length) is not None:
+            keywords["max_new_tokens"] = body[length]
         if (count := body.get("top_logprobs")) is not None:
             if not body.get("logprobs"):
                 raise InvalidRequestError.of("top_logprobs", "needs logprobs: true")
@@ -101,7 +86,7 @@ class ChatRequest:
         own, documents = body.get("gradellm"), CitedDocuments({})
         if own is not None:
             own, documents = with_documents(own, [message["content"] for message in keywords["messages"]])
-        keywords |= _attribution(own, keywords)
+        keywords |= attribution_keywords(own, keywords)
         extras = Extras.of(own or {}, "gradellm.{}")
         if extras.pictures and body.get("stream") is not True:
             raise InvalidRequestError.of(
@@ -111,9 +96,9 @@ class ChatRequest:
             keywords,
             names=FieldNames(
                 {**body, "gradellm": own},
-                {**renamed, "num_alternatives": "top_logprobs"},
+                {**SAMPLING_NAMES, "max_new_tokens": length, "num_alternatives": "top_logprobs"},
                 attribution="gradellm.{}",
-                gradellm_fields=_GRADELLM_FIELDS - {name for name in _SAME_NAME if body.get(name) is not None},
+                gradellm_fields=GRADELLM_FIELDS - sampling_keywords(body).keys(),
             ),
             is_streamed=body.get("stream") is True,
             includes_usage=bool((body.get("stream_options") or {}).get("include_usage")),
@@ -121,19 +106,22 @@ class ChatRequest:
             extras=extras,
             documents=documents,
             logprobs=body.get("logprobs") is True,
+            token_ids=body.get("return_token_ids") is True,
             num_choices=body.get("n") or 1,
         )
 
 
-def _attribution(own: Mapping[str, Any] | None, keywords: Mapping[str, Any]) -> dict[str, Any]:
+def attribution_keywords(
+    own: Mapping[str, Any] | None, keywords: Mapping[str, Any], known: Collection[str] = frozenset(GRADELLM_FIELDS)
+) -> dict[str, Any]:
     """Return the SDK's keywords of a request's `gradellm` object.
 
-    Raises InvalidRequestError for an unknown one, and for one that is among the request's `keywords`.
+    Raises InvalidRequestError for one not in `known`, and for one that is among the request's `keywords`.
     """
     if own is None:
         return {"attribution": None}
-    if unknown := own.keys() - _GRADELLM_FIELDS:
-        names = ", ".join(sorted(_GRADELLM_FIELDS))
+    if unknown := own.keys() - known:
+        names = ", ".join(sorted(known))
         raise InvalidRequestError.of(f"gradellm.{truncated(min(unknown))}", f"is not known; there are {names}")
     if twice := next((name for name in own if name in keywords), None):
         raise InvalidRequestError.of(f"gradellm.{twice}", f"is given as {twice}, too: give it once")
@@ -169,15 +157,17 @@ class Completion:
         if event.token is not None and self._offset is None:
             self._offset = event.token.start
         if event.started is not None:
-            return [self._chunk({"role": "assistant", "content": ""}) | own]
+            return [self._chunk({"role": "assistant", "content": ""}) | self._prompt_ids(event.started) | own]
         if event.token is not None:
-            return [self._chunk({"content": event.token.text}, logprobs=self._logprobs([event.token])) | own]
+            chunk = self._chunk({"content": event.token.text}, logprobs=self._logprobs([event.token]))
+            chunk["choices"][0] |= self._token_ids([event.token])
+            return [chunk | own]
         if event.finished is not None:
             citations = own["gradellm"]["citations"] if self.request.extras.citations else []
             delta = {"annotations": self._annotations(citations)} if self.request.extras.citations else {}
             sources = self.request.documents.sources(citations)
             chunks = [self._chunk({}) | source_event(source) for source in sources]
-            chunks.append(self._chunk(delta, _reason(event.finished)) | own)
+            chunks.append(self._chunk(delta, finish_reason(event.finished)) | own)
             return chunks
         return [self._chunk({}) | own] if own else []
 
@@ -192,9 +182,11 @@ class Completion:
             "index": self.index,
             "message": {"role": "assistant", "content": explanation.text, "refusal": None},
             "logprobs": self._logprobs(explanation.tokens),
-            "finish_reason": "stop" if finished is None else _reason(finished),
+            "finish_reason": "stop" if finished is None else finish_reason(finished),
+            **self._token_ids(explanation.tokens),
         }
-        answer = self._head("chat.completion") | {"choices": [choice], "usage": finished and usage_of(finished)}
+        answer = self._head("chat.completion") | {"choices": [choice], "usage": finished and usage_object(finished)}
+        answer |= self._prompt_ids(explanation.started)
         if self.request.is_explained:
             answer["gradellm"] = json.loads(explanation.to_json())
         if self.request.extras.citations:
@@ -213,6 +205,14 @@ class Completion:
     def _chunk(self, delta: dict[str, Any], reason: str | None = None, logprobs: object = None) -> dict[str, Any]:
         choice = {"index": self.index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         return self._head("chat.completion.chunk") | {"choices": [choice]}
+
+    def _prompt_ids(self, started: Started) -> dict[str, Any]:
+        """The ids of the prompt, where the request asks for ids, in vLLM's field."""
+        return {"prompt_token_ids": [token.id for token in started.prompt_tokens]} if self.request.token_ids else {}
+
+    def _token_ids(self, tokens: Sequence[Token]) -> dict[str, Any]:
+        """The ids of a choice's tokens, likewise."""
+        return {"token_ids": [token.id for token in tokens]} if self.request.token_ids else {}
 
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
         if not self.request.logprobs:
@@ -239,12 +239,13 @@ def _bytes(text: str) -> list[int] | None:
     return None if not text or REPLACEMENT in text else list(text.encode())
 
 
-def _reason(finished: Finished) -> str:
+def finish_reason(finished: Finished) -> str:
+    """Return OpenAI's finish reason."""
     return _REASONS.get(finished.reason or "", "stop")
 
 
-def usage_of(finished: Finished) -> dict[str, Any]:
-    """OpenAI's usage of a completion."""
+def usage_object(finished: Finished) -> dict[str, Any]:
+    """Return OpenAI's usage of one completion."""
     usage = finished.usage
     return {
         "prompt_tokens": usage.prompt_tokens,

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from gradellm import InvalidRequestError, Violation
+from gradellm_gateway.openapi.schemas import Schema, described, schema_of
 
 Check = Callable[[str, object], None]
 """check(path, value) raises InvalidRequestError if the value is not valid for the field at that path."""
@@ -40,7 +41,8 @@ def truncated(name: str) -> str:
     return name if len(name) <= _MAX_QUOTED else f"{name[:_MAX_QUOTED]}..."
 
 
-def _must_be(kind: str, is_valid: Callable[[object], bool]) -> Check:
+def _must_be(kind: str, is_valid: Callable[[object], bool], schema: Schema) -> Check:
+    @described(schema)
     def check(path: str, value: object) -> None:
         if not is_valid(value):
             raise InvalidRequestError.of(path, f"must be {kind}, not {quoted(value)}")
@@ -52,14 +54,25 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-boolean = _must_be("true or false", lambda value: isinstance(value, bool))
-integer = _must_be("an integer", lambda value: isinstance(value, int) and not isinstance(value, bool))
-number = _must_be("a number", _is_number)
-text = _must_be("a text", lambda value: isinstance(value, str))
-object_ = _must_be("an object", lambda value: isinstance(value, Mapping))
-list_ = _must_be("a list", lambda value: isinstance(value, list))
+boolean = _must_be("true or false", lambda value: isinstance(value, bool), {"type": "boolean"})
+integer = _must_be(
+    "an integer", lambda value: isinstance(value, int) and not isinstance(value, bool), {"type": "integer"}
+)
+number = _must_be("a number", _is_number, {"type": "number"})
+text = _must_be("a text", lambda value: isinstance(value, str), {"type": "string"})
+object_ = _must_be("an object", lambda value: isinstance(value, Mapping), {"type": "object"})
+list_ = _must_be("a list", lambda value: isinstance(value, list), {"type": "array"})
 
 
+@described({"type": "array", "items": {"type": "integer"}})
+def integers(path: str, value: object) -> None:
+    """A list of integers."""
+    list_(path, value)
+    for index, element in enumerate(value if isinstance(value, list) else ()):
+        integer(f"{path}[{index}]", element)
+
+
+@described({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]})
 def texts(path: str, value: object) -> None:
     """A text, or a list of texts."""
     if isinstance(value, list):
@@ -69,12 +82,14 @@ def texts(path: str, value: object) -> None:
         raise InvalidRequestError.of(path, f"must be a text or a list of texts, not {quoted(value)}")
 
 
+@described({"type": "object", "additionalProperties": {"type": "string"}})
 def _texts_by_name(path: str, value: object) -> None:
     object_(path, value)
     for name, element in _items(value):
         text(f"{path}.{truncated(name)}", element)
 
 
+@described({"type": "object", "properties": {"include_usage": {"type": "boolean"}}})
 def _stream_options(path: str, value: object) -> None:
     object_(path, value)
     for name, option in _items(value):
@@ -91,6 +106,7 @@ def _items(value: object) -> Iterable[tuple[str, object]]:
 def only(check: Check, *values: object) -> Check:
     """A check for an unsupported feature: accepts only the values that leave it off."""
 
+    @described({**schema_of(check), "enum": list(values)})
     def checked(path: str, value: object) -> None:
         check(path, value)
         if value not in values:
@@ -99,13 +115,7 @@ def only(check: Check, *values: object) -> Check:
     return checked
 
 
-def integers(path: str, value: object) -> None:
-    """A list of integers."""
-    list_(path, value)
-    for index, element in enumerate(value if isinstance(value, list) else ()):
-        integer(f"{path}[{index}]", element)
-
-
+@described({"type": "object", "additionalProperties": {"type": "number"}})
 def _numbers_by_token(path: str, value: object) -> None:
     object_(path, value)
     for name, element in _items(value):
@@ -114,15 +124,41 @@ def _numbers_by_token(path: str, value: object) -> None:
         number(f"{path}.{name}", element)
 
 
+@described({"type": "integer", "minimum": 1, "maximum": MAX_CHOICES})
 def _num_choices(path: str, value: object) -> None:
     integer(path, value)
     if not (isinstance(value, int) and 1 <= value <= MAX_CHOICES):
         raise InvalidRequestError.of(path, f"must lie between 1 and {MAX_CHOICES}, not {quoted(value)}")
 
 
+@described(
+    {
+        "type": "array",
+        "minItems": 1,
+        "items": {
+            "type": "object",
+            "properties": {
+                "role": {"type": "string", "enum": list(ROLES)},
+                "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]},
+            },
+            "required": ["role", "content"],
+        },
+    }
+)
+def message_list(path: str, value: object) -> None:
+    """A list of messages, which `messages` checks one by one."""
+    list_(path, value)
+
+
+@described({"$ref": "#/components/schemas/Attribution"})
+def attribution(path: str, value: object) -> None:
+    """A `gradellm` object, whose fields the SDK checks."""
+    object_(path, value)
+
+
 FIELDS: dict[str, Check] = {
     "model": text,
-    "messages": list_,
+    "messages": message_list,
     "stream": boolean,
     "stream_options": _stream_options,
     "max_tokens": integer,
@@ -133,6 +169,7 @@ FIELDS: dict[str, Check] = {
     "stop": texts,
     "logprobs": boolean,
     "top_logprobs": integer,
+    "return_token_ids": boolean,
     "n": _num_choices,
     "top_k": integer,
     "min_p": number,
@@ -147,7 +184,7 @@ FIELDS: dict[str, Check] = {
     "chat_template_kwargs": object_,
     "add_generation_prompt": boolean,
     "continue_final_message": boolean,
-    "gradellm": object_,
+    "gradellm": attribution,
     # Accepted without effect on the completion.
     "user": text,
     "metadata": _texts_by_name,
@@ -175,12 +212,12 @@ FIELDS: dict[str, Check] = {
 """Checks by field name. null is the same as absent, except for `messages`."""
 
 
-def check_fields(body: Mapping[str, Any]) -> None:
+def check_fields(body: Mapping[str, Any], fields: Mapping[str, Check] = FIELDS) -> None:
     """Raise InvalidRequestError for the first field that is unknown or invalid."""
     for name, value in body.items():
         if value is None:
             continue
-        check = FIELDS.get(name)
+        check = fields.get(name)
         if check is None:
             raise InvalidRequestError.of(truncated(name), f"{quoted(value)} is not supported here; leave it out")
         check(name, value)

@@ -13,7 +13,7 @@ from gradellm.pictures.document import canvas_document, picture_document
 from gradellm.pictures.picture import DEFAULT_PI, Scale
 from gradellm_gateway.fields import Check, integer, list_, listed, number, object_, quoted, text, truncated
 
-__all__ = ["PictureRequest"]
+__all__ = ["PICTURE_FIELDS", "PictureRequest"]
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class PictureRequest:
         if not isinstance(body, Mapping):
             raise InvalidRequestError("the request must be a JSON object")
         for name, value in body.items():
-            if name not in _FIELDS:
-                raise InvalidRequestError.of(truncated(name), f"is not known; there are {listed(_FIELDS)}")
+            if name not in PICTURE_FIELDS:
+                raise InvalidRequestError.of(truncated(name), f"is not known; there are {listed(PICTURE_FIELDS)}")
             if value is not None:
-                _FIELDS[name](name, value)
+                PICTURE_FIELDS[name](name, value)
         if body.get("explanation") is None:
             raise InvalidRequestError.of("explanation", "is missing: send the answer as Explanation.to_json writes it")
         try:
@@ -99,5 +99,5 @@ def _pi(path: str, value: object) -> None:
         raise InvalidRequestError.of(path, f"must be between 0 and 1, not {quoted(value)}")
 
 
-_FIELDS: dict[str, Check] = {"explanation": object_, "selection": _range, "scale": _scale, "pi": _pi}
+PICTURE_FIELDS: dict[str, Check] = {"explanation": object_, "selection": _range, "scale": _scale, "pi": _pi}
 """Checks by field name. null is the same as absent, except for `explanation`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -37,6 +37,14 @@ async def read_json(request: Request) -> Any:  # noqa: ANN401 (whatever a client
         raise InvalidRequestError("the request is nested too deeply") from error
     except ValueError as error:  # also for bytes that are not UTF-8, and numbers with thousands of digits
         raise InvalidRequestError(f"the request is not JSON: {error}") from error
+
+
+async def read_object(request: Request) -> Mapping[str, Any]:
+    """The request's JSON object. Raises as `read_json`, and InvalidRequestError for another JSON value."""
+    body = await read_json(request)
+    if not isinstance(body, Mapping):
+        raise InvalidRequestError("the request must be a JSON object")
+    return body
 
 
 def _refuse_constant(name: str) -> float:

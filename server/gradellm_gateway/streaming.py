@@ -6,13 +6,15 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from gradellm import GradellmError
+from gradellm import GradellmError, InvalidRequestError
 from gradellm_gateway.errors import body_of
+from gradellm_gateway.fields import FieldNames
 
 DONE = "data: [DONE]\n\n"
 CLIENT_CLOSED_REQUEST = Response(status_code=499)  # nginx's status; the client does not receive it
@@ -44,13 +46,40 @@ async def unless_disconnected(request: Request, work: Awaitable[Result]) -> Resu
         working.cancel()
 
 
+def _line(chunk: dict[str, Any]) -> str:
+    return f"data: {json.dumps(chunk, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+def _error_line(error: GradellmError) -> str:
+    return f"data: {json.dumps(body_of(error))}\n\n"  # as ASCII: names may have lone surrogates
+
+
+@dataclass(frozen=True)
+class StreamForm:
+    """How server-sent events are written; by default as in streams of completions.
+
+    Attributes:
+        line: writes a chunk.
+        error_line: writes an error that ends the stream.
+        end: the last line.
+    """
+
+    line: Callable[[dict[str, Any]], str] = _line
+    error_line: Callable[[GradellmError], str] = _error_line
+    end: str = DONE
+
+
 async def stream_response(
-    request: Request, events: AsyncGenerator[Item, None], chunks: Callable[[Item], list[dict[str, Any]]]
+    request: Request,
+    events: AsyncGenerator[Item, None],
+    chunks: Callable[[Item], list[dict[str, Any]]],
+    form: StreamForm | None = None,
 ) -> Response:
-    """A response that sends each event's chunks as server-sent events; an event is the SDK's, or one of several calls'.
+    """A response that sends the chunks of each event, or of any other item, as server-sent events.
 
     An error before the first event is raised, so that it gets its own HTTP status; a later one is sent as an event.
     """
+    form = form or StreamForm()
     first = await unless_disconnected(request, anext(events))
     if first is None:
         await events.aclose()
@@ -60,16 +89,23 @@ async def stream_response(
         async with aclosing(events):
             try:
                 for chunk in chunks(first):
-                    yield _line(chunk)
+                    yield form.line(chunk)
                 async for event in events:
                     for chunk in chunks(event):
-                        yield _line(chunk)
+                        yield form.line(chunk)
             except GradellmError as error:
-                yield f"data: {json.dumps(body_of(error))}\n\n"  # as ASCII: names may have lone surrogates
-            yield DONE
+                yield form.error_line(error)
+            if form.end:
+                yield form.end
 
     return StreamingResponse(lines(), media_type="text/event-stream", headers=_HEADERS)
 
 
-def _line(chunk: dict[str, Any]) -> str:
-    return f"data: {json.dumps(chunk, ensure_ascii=False, separators=(',', ':'))}\n\n"
+async def with_caller_names(events: AsyncGenerator[Item, None], names: FieldNames) -> AsyncGenerator[Item, None]:
+    """The same events; an InvalidRequestError names fields as the caller does."""
+    async with aclosing(events):
+        try:
+            async for event in events:
+                yield event
+        except InvalidRequestError as error:
+            raise names.error(error) from error

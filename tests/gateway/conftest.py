@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -31,12 +31,13 @@ def running(
     allow_hosts: tuple[str, ...] = ("*",),
     limits: Limits | None = None,
     upstream: Callable[[AsyncClient], UpstreamRoutes] | None = None,
+    settings: Mapping[str, Any] | None = None,
     **client: Any,
 ) -> Iterator[str]:
-    """The URL of a gateway that runs until the context is left."""
+    """The URL of a gateway that runs until the context is left. `settings` are other keywords of the app."""
     explainer = AsyncClient(target, **client)
     routes = upstream(explainer) if upstream is not None else None
-    app = make_app(explainer, upstream=routes, allow_origins=allow_origins, allow_hosts=allow_hosts)
+    app = make_app(explainer, upstream=routes, allow_origins=allow_origins, allow_hosts=allow_hosts, **(settings or {}))
     process = uvicorn.Server(uvicorn_config(app, limits=limits, port=0, log_level="error", lifespan="on"))
     thread = threading.Thread(target=process.run, daemon=True)
     thread.start()

@@ -176,6 +176,23 @@ def test_unsupported_fields_are_named(url: str, body: dict[str, Any], param: str
         assert not re.search("max_new_tokens|num_alternatives|attribution\\.|input", error["message"])
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_ids_of_prompt_and_completion_are_returned_if_asked_for(url: str, server: RunningServer, stream: bool) -> None:
+    expected = undisturbed(server, max_new_tokens=5)
+    body = {"messages": MESSAGES, "max_tokens": 5, "stream": stream, "return_token_ids": True}
+    status, _, said = post(f"{url}/v1/chat/completions", body)
+    assert status == 200
+    lines = [line.removeprefix("data: ") for line in said.split("\n") if "{" in line]
+    parts = [json.loads(line) for line in (lines if stream else [said])]
+    assert [part["prompt_token_ids"] for part in parts if "prompt_token_ids" in part] == [
+        [token.id for token in expected.prompt_tokens]
+    ]
+    assert "prompt_token_ids" in parts[0]
+    ids = [number for part in parts for number in part["choices"][0].get("token_ids", ())]
+    assert ids == [token.id for token in expected.tokens]
+    assert "token_ids" not in post(f"{url}/v1/chat/completions", {**body, "return_token_ids": None})[2]
+
+
 DOCUMENTS: Any = [{"role": "user", "content": "Tim had a red ball.\n\nWho had it?"}]
 SEGMENTS = {"ball": [0, 0, 19]}
 

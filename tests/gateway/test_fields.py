@@ -42,6 +42,7 @@ TAKEN: dict[str, set[str]] = {
     "top_logprobs": {"zero", "one"},
     "n": {"one"},
     "gradellm": {"empty object"},
+    "return_token_ids": {"true", "false"},
     "user": {"text"},
     "metadata": {"empty object"},
     "store": {"true", "false"},

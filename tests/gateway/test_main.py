@@ -24,6 +24,9 @@ from support.upstream.fake_vllm import KEY, MODEL, FakeVllm
             "--tls-cert absent.pem and --tls-key absent.key cannot",
         ),
         (["--max-connections", "0"], "must be at least 1"),
+        (["--served-model-name", "a", "/models/a"], "no path"),
+        (["--served-model-name", ""], "no path"),
+        (["--served-model-name", "a", "--upstream", "http://localhost:8000/v1"], "the upstream's own"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(
@@ -47,7 +50,11 @@ UPSTREAM = ["--upstream", "http://localhost:8000/v1"]
         ([*UPSTREAM, "--upstream-timeout", "soon"], "must be a number of seconds above 0"),
         ([*UPSTREAM, "--target-token-file", "absent"], "--target-token-file absent cannot be read"),
         ([*UPSTREAM, "--upstream-token-file", "EMPTY"], "must have one token"),
-        (["--target-token-file", "x"], "--target-token-file needs --upstream"),
+        (["--target-token-file", "x"], "--target-token-file needs --upstream or --api-key"),
+        ([*UPSTREAM, "--api-key", "x"], "--api-key and --upstream exclude each other"),
+        (["--api-key-file", "absent"], "--api-key-file absent cannot be read"),
+        (["--api-key-file", "EMPTY"], "has no key"),
+        (["--api-key", "a b"], "must be printable ASCII"),
     ],
 )
 def test_settings_of_an_upstream_that_cannot_be_are_refused(

@@ -7,17 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 from gradellm import Event, Explanation
-from gradellm_gateway.chat import ChatRequest, Completion, usage_of
-
-MAX_SEED = 2**63 - 1
+from gradellm_gateway.chat import ChatRequest, Completion, usage_object
+from gradellm_gateway.sampling_fields import seed_of_choice
 
 
 def choice_keywords(request: ChatRequest) -> list[dict[str, Any]]:
     """The SDK's keywords of each choice: with a seed, that of choice i is seed + i."""
-    keywords, seed = request.keywords, request.keywords.get("seed")
-    if seed is None or not 0 <= seed <= MAX_SEED:  # which the server refuses
-        return [dict(keywords) for _ in range(request.num_choices)]
-    return [{**keywords, "seed": (seed + index) % (MAX_SEED + 1)} for index in range(request.num_choices)]
+    keywords = request.keywords
+    return [{**keywords, **seed_of_choice(keywords, index)} for index in range(request.num_choices)]
 
 
 class ChatChoices:
@@ -26,8 +23,8 @@ class ChatChoices:
     With several choices, a choice has what belongs to it alone: `gradellm`, `gradellm_citations` and `sources`.
     """
 
-    def __init__(self, request: ChatRequest, model: str) -> None:
-        first = Completion(request, model)
+    def __init__(self, request: ChatRequest, model: str, completion_id: str) -> None:
+        first = Completion(request, model, completion_id)
         others = [replace(first, index=index) for index in range(1, request.num_choices)]
         self._completions = [first, *others]
         self._includes_usage = request.includes_usage
@@ -39,7 +36,7 @@ class ChatChoices:
         completion = self._completions[index]
         chunks = completion.chunks(event)
         if event.finished is not None and self._includes_usage:
-            self._usage[index] = usage_of(event.finished)
+            self._usage[index] = usage_object(event.finished)
             if len(self._usage) == len(self._completions):
                 chunks.append(completion.usage_chunk(_total([self._usage[i] for i in sorted(self._usage)])))
         return chunks
@@ -52,7 +49,8 @@ class ChatChoices:
         ]
         if len(answers) == 1:
             return answers[0]
-        joined = {name: answers[0][name] for name in ("id", "object", "created", "model")}
+        shared = ("id", "object", "created", "model", "prompt_token_ids")
+        joined: dict[str, Any] = {name: answers[0][name] for name in shared if name in answers[0]}
         choices = []
         for answer in answers:
             own = {name: value for name, value in answer.items() if name not in (*joined, "choices", "usage")}

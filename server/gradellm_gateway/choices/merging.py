@@ -4,33 +4,58 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Sequence
+from contextlib import aclosing, suppress
 from typing import TypeVar
+
+MAX_CONCURRENT = 8  # choices of one request: all of a large one at once would fill the server's queue
 
 Item = TypeVar("Item")
 
 
-async def merged(streams: Sequence[AsyncGenerator[Item, None]]) -> AsyncGenerator[tuple[int, Item], None]:
-    """The items of all streams as they come, each with its stream's index. No stream is more than one item ahead."""
-    waiting: dict[asyncio.Future[Item], int] = {}
+async def merged(
+    streams: Sequence[AsyncGenerator[Item, None]], limit: int = MAX_CONCURRENT
+) -> AsyncGenerator[Item, None]:
+    """Yield the items of several streams as they come, at most `limit` streams at a time.
+
+    The first exception of a stream ends all; closing the generator does, too.
+    """
+    items: asyncio.Queue[Item | BaseException | None] = asyncio.Queue(maxsize=1)
+    waiting = iter(streams)
+
+    async def work() -> None:
+        try:
+            for stream in waiting:
+                async with aclosing(stream):
+                    async for item in stream:
+                        await items.put(item)
+            await items.put(None)
+        except Exception as error:
+            await items.put(error)
+
+    workers = [asyncio.ensure_future(work()) for _ in range(min(limit, len(streams)))]
+    left = len(workers)
     try:
-        for index, stream in enumerate(streams):
-            waiting[asyncio.ensure_future(anext(stream))] = index
-        while waiting:
-            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for future in sorted(done, key=waiting.__getitem__):
-                index = waiting[future]
-                try:
-                    item = future.result()
-                except StopAsyncIteration:
-                    del waiting[future]
-                    continue
-                del waiting[future]
-                waiting[asyncio.ensure_future(anext(streams[index]))] = index
-                yield index, item
+        while left:
+            item = await items.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                left -= 1
+            else:
+                yield item
     finally:
-        await _cancelled(list(waiting))
-        for stream in streams:
-            await stream.aclose()
+        for worker in workers:
+            worker.cancel()
+        for worker in workers:
+            with suppress(asyncio.CancelledError):
+                await worker
+
+
+async def numbered(index: int, stream: AsyncGenerator[Item, None]) -> AsyncGenerator[tuple[int, Item], None]:
+    """Yield a stream's items, each with its index."""
+    async with aclosing(stream):
+        async for item in stream:
+            yield index, item
 
 
 async def gathered(calls: Sequence[Awaitable[Item]]) -> list[Item]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
-__all__ = ["Headers", "request_headers", "response_headers", "trace_context"]
+__all__ = ["Headers", "call_metadata", "request_headers", "response_headers"]
 
 Headers = list[tuple[bytes, bytes]]
 """Names in lower case, with their values, in order."""
@@ -23,7 +24,8 @@ _HOP_BY_HOP = frozenset(
     )
 )
 _OF_THIS_CONNECTION = frozenset((b"host", b"expect"))
-_TRACE = (b"traceparent", b"tracestate")
+_PASSED = (b"x-request-id", b"traceparent", b"tracestate")
+_VALUE = re.compile(rb"[ -~]{1,512}")
 _VIA = (b"via", b"1.1 gradellm")
 
 
@@ -45,10 +47,15 @@ def response_headers(headers: Iterable[tuple[bytes, bytes]], *, is_changed: bool
     return [header for header in _end_to_end(headers) if header[0] not in left_out]
 
 
-def trace_context(headers: Iterable[tuple[bytes, bytes]]) -> tuple[tuple[str, str], ...]:
-    """Return the W3C trace context of a request, for the metadata of calls that belong to it."""
+def call_metadata(headers: Iterable[tuple[bytes, bytes]]) -> tuple[tuple[str, str], ...]:
+    """Return a request's id and W3C trace context, for the metadata of calls that belong to it.
+
+    Values that metadata cannot have are left out: other characters than printable ASCII, or more than 512.
+    """
     found = ((name.lower(), value) for name, value in headers)
-    return tuple((name.decode(), value.decode("latin-1")) for name, value in found if name in _TRACE)
+    return tuple(
+        (name.decode(), value.decode()) for name, value in found if name in _PASSED and _VALUE.fullmatch(value)
+    )
 
 
 def _end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> Headers:

@@ -19,7 +19,7 @@ from gradellm_gateway.upstream.comparison import ModelComparison
 from gradellm_gateway.upstream.connection import Upstream, UpstreamError, UpstreamResponse
 from gradellm_gateway.upstream.followed_answer import FollowedAnswer, Followers, FollowSettings
 from gradellm_gateway.upstream.followed_request import FollowedRequest
-from gradellm_gateway.upstream.headers import request_headers, trace_context
+from gradellm_gateway.upstream.headers import call_metadata, request_headers
 from gradellm_gateway.upstream.passing import PassingRoute, pass_answer, pass_request, path_below
 from gradellm_gateway.upstream.provenance import UpstreamProvenance
 
@@ -107,8 +107,8 @@ class UpstreamRoutes:
             raise waiting
         fields = AnswerFields(body, asks_for_ids=found.tells_ids, asks_for_top=found.tells_top)
         provenance = UpstreamProvenance(self._settings.dtype, found.tokenizer)
-        trace = trace_context(caller.headers)
-        explainer = self._explainer.with_metadata(trace) if trace else self._explainer
+        passed = call_metadata(caller.headers)
+        explainer = self._explainer.with_metadata(passed) if passed else self._explainer
         content = json.dumps(fields.request()).encode()
         headers = request_headers(caller.headers, self._upstream.host, length=len(content))
         target = path_below(caller) or b""

@@ -11,7 +11,8 @@ import pytest
 
 from gradellm import Client, Explanation
 from gradellm_gateway.chat import ChatRequest
-from gradellm_gateway.choices.chat_choices import MAX_SEED, choice_keywords
+from gradellm_gateway.choices.chat_choices import choice_keywords
+from gradellm_gateway.sampling_fields import MAX_SEED
 from server.conftest import RunningServer
 from support.http.calls import MESSAGES, post
 

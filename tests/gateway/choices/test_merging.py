@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from gradellm_gateway.choices.merging import gathered, merged
+from gradellm_gateway.choices.merging import gathered, merged, numbered
 
 
 class Streams:
@@ -32,13 +32,34 @@ class Streams:
 def test_all_items_come_in_their_order() -> None:
     async def run() -> list[tuple[int, int]]:
         streams = Streams()
-        return [item async for item in merged([streams.stream(index, 3 + index) for index in range(4)])]
+        return [
+            item async for item in merged([numbered(index, streams.stream(index, 3 + index)) for index in range(4)])
+        ]
 
     items = asyncio.run(run())
     assert len(items) == 3 + 4 + 5 + 6
     for index in range(4):
         assert [item for stream, item in items if stream == index] == list(range(3 + index))
     assert [stream for stream, _ in items] != sorted(stream for stream, _ in items)
+
+
+def test_few_streams_run_at_a_time() -> None:
+    running, most = 0, 0
+
+    async def numbers(start: int) -> AsyncGenerator[int, None]:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        for number in range(start, start + 5):
+            await asyncio.sleep(0)
+            yield number
+        running -= 1
+
+    async def run() -> list[int]:
+        return [item async for item in merged([numbers(10 * each) for each in range(9)], limit=3)]
+
+    assert sorted(asyncio.run(run())) == [10 * each + number for each in range(9) for number in range(5)]
+    assert (most, running) == (3, 0)
 
 
 def test_an_error_ends_all_streams() -> None:
@@ -66,7 +87,7 @@ def test_leaving_ends_all_streams_and_none_runs_ahead() -> None:
 
     streams = asyncio.run(run())
     assert sorted(streams.closed) == [0, 1, 2]
-    assert len(streams.sent) <= 6
+    assert len(streams.sent) <= 7  # one of each stream, and one that waits
 
 
 def test_results_are_in_order_and_an_error_cancels_the_rest() -> None:

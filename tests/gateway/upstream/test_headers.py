@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradellm_gateway.upstream.headers import request_headers, response_headers, trace_context
+from gradellm_gateway.upstream.headers import call_metadata, request_headers, response_headers
 
 CALLERS = [
     (b"Host", b"gateway:8080"),
@@ -49,8 +49,10 @@ def test_headers_of_an_answer_are_the_upstreams() -> None:
     assert (b"content-length", b"3") not in response_headers(upstreams, is_changed=True)
 
 
-def test_the_trace_is_that_of_the_caller() -> None:
-    assert trace_context([(b"Traceparent", b"00-a-b-01"), (b"x", b"y"), (b"tracestate", b"v=1")]) == (
-        ("traceparent", "00-a-b-01"),
-        ("tracestate", "v=1"),
-    )
+def test_id_and_trace_are_those_of_the_caller() -> None:
+    sent = [(b"Traceparent", b"00-a-b-01"), (b"x", b"y"), (b"tracestate", b"v=1"), (b"X-Request-Id", b"a1")]
+    assert call_metadata(sent) == (("traceparent", "00-a-b-01"), ("tracestate", "v=1"), ("x-request-id", "a1"))
+
+
+def test_values_that_metadata_cannot_have_are_left_out() -> None:
+    assert call_metadata([(b"tracestate", "ä".encode()), (b"traceparent", b""), (b"x-request-id", b"a" * 513)]) == ()

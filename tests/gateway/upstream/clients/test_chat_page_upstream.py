@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.chat_page import STORY, ask, browser, show
+from gateway.page.chat_page import STORY, ask, browser, show
 from gateway.upstream.conftest import in_front_of
 from server.conftest import RunningServer
 from support.upstream.fake_vllm import MODEL, FakeVllm

@@ -32,7 +32,7 @@ __all__ = [
     "tab",
 ]
 
-PROJECT = Path(__file__).parents[2]
+PROJECT = Path(__file__).parents[3]
 AXE = next(iter((PROJECT / ".cache").glob("node-*/node_modules/axe-core/axe.min.js")), None)
 PICTURES = os.environ.get("GRADELLM_PICTURES")  # a folder: where the README's pictures go
 REVIEW = "Text: To me the movie was shabby. There was a lovely song at the end, said my father."

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gateway.chat_page import (
+from gateway.page.chat_page import (
     PICTURES,
     REVIEW,
     STORY,

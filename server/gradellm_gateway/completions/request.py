@@ -1,0 +1,199 @@
+"""Text completion requests, validated and converted to SDK keywords."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gradellm import InvalidRequestError, Violation
+from gradellm_gateway.chat import GRADELLM_FIELDS, attribution_keywords
+from gradellm_gateway.event_objects import Extras
+from gradellm_gateway.fields import (
+    FIELDS,
+    Check,
+    FieldNames,
+    boolean,
+    check_fields,
+    integer,
+    only,
+    quoted,
+    text,
+)
+from gradellm_gateway.openapi.schemas import described
+from gradellm_gateway.sampling_fields import SAMPLING_FIELDS, SAMPLING_NAMES, sampling_keywords, seed_of_choice
+
+__all__ = ["COMPLETION_FIELDS", "MAX_PROMPTS", "ChoiceRequest", "CompletionRequest"]
+
+MAX_PROMPTS = 1024
+DEFAULT_MAX_TOKENS = 16  # OpenAI's and vLLM's
+MAX_LOGPROBS = 20
+_OWN_FIELDS = GRADELLM_FIELDS - {"documents"}  # which are found in messages
+
+
+@described(
+    {
+        "anyOf": [
+            {"type": "string"},
+            {"type": "array", "items": {"type": "string"}, "minItems": 1},
+            {"type": "array", "items": {"type": "integer"}, "minItems": 1},
+            {"type": "array", "items": {"type": "array", "items": {"type": "integer"}, "minItems": 1}, "minItems": 1},
+        ]
+    }
+)
+def _prompt(path: str, value: object) -> None:
+    """A text, a list of texts, token ids, or a list of lists of them."""
+    if isinstance(value, str):
+        return
+    if not isinstance(value, list) or not value:
+        raise InvalidRequestError.of(path, f"must be a text, token ids, or a list of either, not {quoted(value)}")
+    if all(isinstance(each, str) for each in value) or _are_ids(value):
+        return
+    for index, each in enumerate(value):
+        if not (isinstance(each, list) and each and _are_ids(each)):
+            raise InvalidRequestError.of(
+                f"{path}[{index}]", f"must be token ids, as all of a list of them or of texts, not {quoted(each)}"
+            )
+
+
+def _are_ids(value: list[Any]) -> bool:
+    return all(isinstance(each, int) and not isinstance(each, bool) for each in value)
+
+
+@described({"type": "integer", "minimum": 0, "maximum": MAX_LOGPROBS})
+def _logprobs(path: str, value: object) -> None:
+    integer(path, value)
+    if isinstance(value, int) and not 0 <= value <= MAX_LOGPROBS:
+        raise InvalidRequestError.of(path, f"must be between 0 and {MAX_LOGPROBS}, not {quoted(value)}")
+
+
+COMPLETION_FIELDS: dict[str, Check] = {
+    "model": text,
+    "prompt": _prompt,
+    "echo": boolean,
+    "logprobs": _logprobs,
+    "max_tokens": integer,
+    **SAMPLING_FIELDS,
+    **{name: FIELDS[name] for name in ("stream", "stream_options", "n", "return_token_ids", "gradellm")},
+    # Accepted without effect on the completion.
+    "user": text,
+    # Not supported: accepted only with the value that leaves it off.
+    "best_of": only(integer, 1),
+    "suffix": only(text, ""),
+}
+"""Checks by field name. null is the same as absent, except for `prompt`."""
+
+
+@dataclass(frozen=True)
+class ChoiceRequest:
+    """One choice of an answer.
+
+    Attributes:
+        index: its number in the answer.
+        prompt: the SDK's keyword of its prompt, `prompt` or `prompt_ids`.
+        keywords: for the SDK's `generate`, the prompt included.
+        names: maps these keywords to the request's field names.
+        prompt_path: of its prompt in the request, such as prompt[2].
+    """
+
+    index: int
+    prompt: dict[str, Any]
+    keywords: dict[str, Any]
+    names: FieldNames
+    prompt_path: str
+
+    def error(self, error: InvalidRequestError) -> InvalidRequestError:
+        """Return the error with the caller's field names."""
+        named = self.names.error(error)
+        violations = [Violation(self._path(each.field), each.description) for each in named.violations]
+        if not violations:
+            return named
+        placed = InvalidRequestError("; ".join(f"{v.field}: {v.description}" for v in violations), violations)
+        placed.reason = named.reason
+        return placed
+
+    def _path(self, field: str) -> str:
+        return self.prompt_path + field.removeprefix("prompt") if field.startswith("prompt") else field
+
+
+@dataclass(frozen=True)
+class CompletionRequest:
+    """A validated text completion request.
+
+    Attributes:
+        choices: `n` a prompt, those of one prompt after another.
+        is_streamed: whether the response is chunks.
+        includes_usage: whether a last chunk reports usage.
+        is_explained: whether the request has a `gradellm` object.
+        extras: what it asks for beside events.
+        echo: whether choices begin with their prompts.
+        logprobs: number of alternatives whose log-probabilities are returned; None for no log-probabilities.
+        token_ids: whether the ids of prompt and completion are returned.
+        generates: whether there is more than the prompt to return.
+    """
+
+    choices: tuple[ChoiceRequest, ...]
+    is_streamed: bool
+    includes_usage: bool
+    is_explained: bool
+    extras: Extras
+    echo: bool
+    logprobs: int | None
+    token_ids: bool
+    generates: bool
+
+    @classmethod
+    def from_json(cls, body: Any) -> CompletionRequest:  # noqa: ANN401 (whatever a client sent)
+        """Validate a request's JSON value. Raises InvalidRequestError, which names the field."""
+        if not isinstance(body, Mapping):
+            raise InvalidRequestError("the request must be a JSON object")
+        check_fields(body, COMPLETION_FIELDS)
+        if body.get("prompt") is None:
+            raise InvalidRequestError.of("prompt", "is missing: send a text, token ids, or a list of either")
+        own, echo = body.get("gradellm"), body.get("echo") is True
+        extras = Extras.of(own or {}, "gradellm.{}")
+        is_streamed = body.get("stream") is True
+        if extras.pictures and not is_streamed:
+            raise InvalidRequestError.of("gradellm.pictures", "needs stream: true")
+        max_tokens = DEFAULT_MAX_TOKENS if body.get("max_tokens") is None else body["max_tokens"]
+        if max_tokens == 0 and (not echo or own is not None):
+            raise InvalidRequestError.of("max_tokens", "0 returns only the prompt: needs echo: true, and no gradellm")
+        keywords = sampling_keywords(body)
+        keywords |= {"max_new_tokens": max_tokens, **attribution_keywords(own, keywords, _OWN_FIELDS)}
+        if body.get("logprobs"):
+            keywords["num_alternatives"] = body["logprobs"]
+        return cls(
+            _choices(body, keywords),
+            is_streamed=is_streamed,
+            includes_usage=bool((body.get("stream_options") or {}).get("include_usage")),
+            is_explained=own is not None,
+            extras=extras,
+            echo=echo,
+            logprobs=body.get("logprobs"),
+            token_ids=body.get("return_token_ids") is True,
+            generates=max_tokens != 0,
+        )
+
+
+def _choices(body: Mapping[str, Any], keywords: Mapping[str, Any]) -> tuple[ChoiceRequest, ...]:
+    """Return the choices of each prompt. Raises InvalidRequestError for too many prompts."""
+    value, count = body["prompt"], body.get("n") or 1
+    is_several = isinstance(value, list) and not _are_ids(value)
+    prompts = value if is_several else [value]
+    if len(prompts) > MAX_PROMPTS:
+        raise InvalidRequestError.of("prompt", f"has {len(prompts):,} prompts; the limit is {MAX_PROMPTS}: send fewer")
+    choices = []
+    for index, prompt in enumerate(prompts):
+        name = "prompt" if isinstance(prompt, str) else "prompt_ids"
+        given = {name: prompt}
+        names = FieldNames(
+            {**body, **given},
+            {**SAMPLING_NAMES, "max_new_tokens": "max_tokens", "num_alternatives": "logprobs", "prompt_ids": "prompt"},
+            attribution="gradellm.{}",
+            gradellm_fields=_OWN_FIELDS - sampling_keywords(body).keys(),
+        )
+        path = f"prompt[{index}]" if is_several else "prompt"
+        for number in range(count):
+            own = {**keywords, **given, **seed_of_choice(keywords, number)}
+            choices.append(ChoiceRequest(index * count + number, given, own, names, path))
+    return tuple(choices)

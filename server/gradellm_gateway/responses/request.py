@@ -1,0 +1,220 @@
+"""Requests of the Responses API, validated and converted to SDK keywords."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gradellm import InvalidRequestError, Violation
+from gradellm_gateway.chat import GRADELLM_FIELDS, attribution_keywords
+from gradellm_gateway.event_objects import Extras
+from gradellm_gateway.fields import (
+    FIELDS,
+    Check,
+    FieldNames,
+    boolean,
+    check_fields,
+    integer,
+    list_,
+    messages,
+    object_,
+    only,
+    quoted,
+    text,
+    truncated,
+)
+from gradellm_gateway.openapi.schemas import described
+from gradellm_gateway.sampling_fields import SAMPLING_FIELDS, SAMPLING_NAMES, sampling_keywords
+
+__all__ = ["RESPONSE_FIELDS", "ResponseRequest"]
+
+LOGPROBS = "message.output_text.logprobs"  # the value of `include` that asks for log-probabilities
+MAX_LOGPROBS = 20
+_OWN_FIELDS = GRADELLM_FIELDS - {"documents"}
+_TEXT_PARTS = ("input_text", "output_text", "text")
+# Of items and parts that clients send back from earlier responses.
+_LEFT_OUT = {"type", "id", "status", "phase"}
+_LEFT_OUT_OF_PARTS = {"annotations", "logprobs"}
+
+
+@described({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}, "minItems": 1}]})
+def _input(path: str, value: object) -> None:
+    if not isinstance(value, str | list):
+        raise InvalidRequestError.of(path, f"must be a text or a list of items, not {quoted(value)}")
+
+
+@described({"type": "array", "items": {"type": "string", "enum": [LOGPROBS]}})
+def _include(path: str, value: object) -> None:
+    list_(path, value)
+    for index, each in enumerate(value if isinstance(value, list) else ()):
+        if each != LOGPROBS:
+            raise InvalidRequestError.of(f"{path}[{index}]", f'{quoted(each)} is not supported here; "{LOGPROBS}" is')
+
+
+@described({"type": "integer", "minimum": 0, "maximum": MAX_LOGPROBS})
+def _top_logprobs(path: str, value: object) -> None:
+    integer(path, value)
+    if isinstance(value, int) and not 0 <= value <= MAX_LOGPROBS:
+        raise InvalidRequestError.of(path, f"must be between 0 and {MAX_LOGPROBS}, not {quoted(value)}")
+
+
+@described({"type": "null"})
+def _nothing_stored(path: str, value: object) -> None:
+    raise InvalidRequestError.of(path, "needs stored responses, and nothing is stored here: send the conversation")
+
+
+@described({"type": "boolean", "enum": [False]})
+def _store(path: str, value: object) -> None:
+    boolean(path, value)
+    if value:
+        raise InvalidRequestError.of(path, "nothing is stored here: leave store out, or set it to false")
+
+
+RESPONSE_FIELDS: dict[str, Check] = {
+    "model": text,
+    "input": _input,
+    "instructions": text,
+    "max_output_tokens": integer,
+    "include": _include,
+    "top_logprobs": _top_logprobs,
+    **SAMPLING_FIELDS,
+    **{name: FIELDS[name] for name in ("stream", "gradellm")},
+    # Accepted without effect on the response.
+    **{
+        name: FIELDS[name]
+        for name in (
+            *("metadata", "user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
+            *("service_tier", "parallel_tool_calls", "stream_options"),
+        )
+    },
+    # Not supported: accepted only with the value that leaves it off.
+    "store": _store,
+    "previous_response_id": _nothing_stored,
+    "conversation": _nothing_stored,
+    "background": only(boolean, False),
+    "truncation": only(text, "disabled"),
+    "tools": only(list_, []),
+    "tool_choice": only(text, "none", "auto"),
+    "text": only(object_, {}, {"format": {"type": "text"}}),
+    "reasoning": only(object_, {}, {"effort": "none"}),
+}
+"""Checks by field name. null is the same as absent, except for `input`."""
+
+
+@dataclass(frozen=True)
+class ResponseRequest:
+    """A validated request of the Responses API.
+
+    Attributes:
+        body: the caller's request.
+        keywords: for the SDK's `generate`.
+        names: maps these keywords to the request's field names.
+        is_streamed: whether the response is events.
+        is_explained: whether the request has a `gradellm` object.
+        extras: what it asks for beside events.
+        logprobs: whether log-probabilities are returned.
+    """
+
+    body: Mapping[str, Any]
+    keywords: dict[str, Any]
+    names: ResponseFieldNames
+    is_streamed: bool
+    is_explained: bool
+    extras: Extras
+    logprobs: bool
+
+    @classmethod
+    def from_json(cls, body: Any) -> ResponseRequest:  # noqa: ANN401 (whatever a client sent)
+        """Validate a request's JSON value. Raises InvalidRequestError, which names the field."""
+        if not isinstance(body, Mapping):
+            raise InvalidRequestError("the request must be a JSON object")
+        check_fields(body, RESPONSE_FIELDS)
+        if body.get("input") is None:
+            raise InvalidRequestError.of("input", "is missing: send a text, or a list of items")
+        names = ResponseFieldNames(body)
+        try:
+            conversation = messages(_messages(body))
+        except InvalidRequestError as error:
+            raise names.error(error) from error
+        own, logprobs = body.get("gradellm"), LOGPROBS in (body.get("include") or ())
+        if body.get("top_logprobs") and not logprobs:
+            raise InvalidRequestError.of("top_logprobs", f'needs include: ["{LOGPROBS}"]')
+        extras = Extras.of(own or {}, "gradellm.{}")
+        is_streamed = body.get("stream") is True
+        if extras.pictures and not is_streamed:
+            raise InvalidRequestError.of("gradellm.pictures", "needs stream: true")
+        keywords: dict[str, Any] = {"messages": conversation}
+        keywords |= sampling_keywords(body)
+        if body.get("max_output_tokens") is not None:
+            keywords["max_new_tokens"] = body["max_output_tokens"]
+        if body.get("top_logprobs"):
+            keywords["num_alternatives"] = body["top_logprobs"]
+        keywords |= attribution_keywords(own, keywords, _OWN_FIELDS)
+        return cls(body, keywords, names, is_streamed, own is not None, extras, logprobs)
+
+
+class ResponseFieldNames(FieldNames):
+    """Maps field names of the SDK and the server to the caller's: messages are items of `input`, or `instructions`."""
+
+    def __init__(self, body: Mapping[str, Any]) -> None:
+        super().__init__(
+            {**body, "messages": True},
+            {**SAMPLING_NAMES, "max_new_tokens": "max_output_tokens", "num_alternatives": "top_logprobs"},
+            attribution="gradellm.{}",
+            gradellm_fields=_OWN_FIELDS - sampling_keywords(body).keys(),
+        )
+        self._num_before = body.get("instructions") is not None
+        self._is_text = isinstance(body.get("input"), str)
+
+    def error(self, error: InvalidRequestError) -> InvalidRequestError:
+        """See `FieldNames`."""
+        named = super().error(error)
+        violations = [Violation(self._item_path(each.field), each.description) for each in named.violations]
+        if not violations:
+            return named
+        placed = InvalidRequestError("; ".join(f"{v.field}: {v.description}" for v in violations), violations)
+        placed.reason = named.reason
+        return placed
+
+    def _item_path(self, field: str) -> str:
+        match = re.fullmatch(r"messages(?:\[(\d+)\])?(.*)", field, re.DOTALL)
+        if match is None:
+            return field
+        if match[1] is None:
+            return "input"
+        index = int(match[1]) - self._num_before
+        if index < 0:
+            return "instructions"
+        return "input" if self._is_text else f"input[{index}]{match[2]}"
+
+
+def _messages(body: Mapping[str, Any]) -> list[Any]:
+    """Return the conversation as messages of a chat, not yet checked. Raises InvalidRequestError for other items."""
+    instructions, items = body.get("instructions"), body["input"]
+    found: list[Any] = [] if instructions is None else [{"role": "system", "content": instructions}]
+    if isinstance(items, str):
+        return [*found, {"role": "user", "content": items}]
+    if not items:
+        raise InvalidRequestError.of("input", "must have at least one item")
+    return [*found, *(_message(f"input[{index}]", item) for index, item in enumerate(items))]
+
+
+def _message(path: str, item: object) -> dict[str, Any]:
+    object_(path, item)
+    fields = dict(item) if isinstance(item, Mapping) else {}
+    kind = fields.get("type") or "message"
+    if kind != "message":
+        raise InvalidRequestError.of(f"{path}.type", f'{quoted(kind)} is not supported here; only "message" is')
+    content = fields.get("content")
+    if isinstance(content, list):
+        fields["content"] = [_part(f"{path}.content[{index}]", part) for index, part in enumerate(content)]
+    return {truncated(name): value for name, value in fields.items() if name not in _LEFT_OUT}
+
+
+def _part(path: str, part: object) -> object:
+    if not isinstance(part, Mapping) or part.get("type") not in _TEXT_PARTS:
+        kind = quoted(part.get("type")) if isinstance(part, Mapping) else quoted(part)
+        raise InvalidRequestError.of(path, f"{kind} is not supported here; parts must be input_text or output_text")
+    return {**{name: value for name, value in part.items() if name not in _LEFT_OUT_OF_PARTS}, "type": "text"}

@@ -1,0 +1,1 @@
+"""The gateway's routes, a file for each kind; `gradellm_gateway.app` puts them together."""
