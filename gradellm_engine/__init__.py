@@ -82,6 +82,7 @@ if TYPE_CHECKING:
         TokenSelection,
     )
     from gradellm_engine.presets import concrete_preset, preset_of
+    from gradellm_engine.structured.settings import MAX_CHOICES, StructuredOutput
     from gradellm_engine.tokenization.chat_template import Message
     from gradellm_engine.tokenization.encoder import interruption_point
     from gradellm_engine.tokenization.prompt import Prompt, PromptToken, Role
@@ -92,6 +93,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_CHUNK_SIZE",
+    "MAX_CHOICES",
     "MAX_EVALUATED_METHODS",
     "MAX_EVALUATION_SEQUENCES",
     "MAX_EVALUATION_STEP_TOKENS",
@@ -160,6 +162,7 @@ __all__ = [
     "Sources",
     "Started",
     "Step",
+    "StructuredOutput",
     "Switches",
     "TokenSelection",
     "TokenizerError",
@@ -181,6 +184,7 @@ _MODULES = (
     "errors",
     "params",
     "presets",
+    "structured.settings",
     "model.checkpoint_check",
     "model.quantization",
     "faithfulness.settings",

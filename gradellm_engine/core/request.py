@@ -27,8 +27,8 @@ from torch import Tensor
 from gradellm_engine.core.following.given_tokens import GivenTokens
 from gradellm_engine.core.output_processor import OutputProcessor
 from gradellm_engine.core.outputs import Event, Finished, FinishReason, Progress, PromptProgress, Started
-from gradellm_engine.core.request_spec import RequestCall, RequestSpec, TargetChooser
-from gradellm_engine.core.sampler import Distribution, choose_token
+from gradellm_engine.core.request_spec import RequestCall, RequestSpec, TargetChooser, TokenChooser
+from gradellm_engine.core.sampler import Distribution
 from gradellm_engine.faithfulness.pass_budget import PassBudget
 from gradellm_engine.faithfulness.results import EvaluationEvent
 from gradellm_engine.kv_cache.pool import MIN_REUSED_TOKENS, KVPool, KVSlot
@@ -83,7 +83,8 @@ class Request:
         if sampling.seed is None or sampling.max_new_tokens is None:
             raise ValueError("a request spec needs sampling with seed and max_new_tokens set")
         self._model, self._spec = model, spec
-        self._seed, self._max_new_tokens = sampling.seed, sampling.max_new_tokens
+        self._max_new_tokens = sampling.max_new_tokens
+        self._choose_token = TokenChooser(sampling, sampling.seed, spec.grammar)
         self.call: RequestCall | None = spec.call
         self._given = GivenTokens(spec.forced_ids, spec.following, num_read=spec.first_step)
         self.ids = prompt.ids + self._given.ids[: spec.first_step]
@@ -110,7 +111,8 @@ class Request:
         self._finish_reason: FinishReason | None = None
         self._output = OutputProcessor(model.encoder, spec)
         self._choose_target = TargetChooser(model.encoder, spec)
-        self.events: list[Event] = [Started(prompt, self._output.sources, sampling, spec.attribution, spec.evaluation)]
+        settings_in_use = (sampling, spec.attribution, spec.evaluation, spec.structured_output)
+        self.events: list[Event] = [Started(prompt, self._output.sources, *settings_in_use)]
         self.error: Exception | None = None
         self.is_closed = False
         for token_id in self._given.ids[: spec.first_step]:
@@ -250,10 +252,7 @@ class Request:
                 num_completion_tokens=self._num_completion_tokens,
                 num_attributed_tokens=self._output.num_attributed,
                 num_reused_tokens=self._num_reused,
-                queue_seconds=self._seconds["queue"],
-                prefill_seconds=self._seconds["prefill"],
-                decode_seconds=self._seconds["decode"],
-                attribution_seconds=self._seconds["attribution"],
+                **{f"{bucket}_seconds": seconds for bucket, seconds in self._seconds.items()},
                 agreement=self._given.agreement,
                 verdict=self._given.verdict,
             )
@@ -360,20 +359,22 @@ class Request:
 
         Raises:
             ComputationError: where the logits are not finite.
+            InvalidRequestError: where the request's grammar cannot be followed any further.
         """
         spec = self._spec
         targets: list[Target | None] = []
         for distribution in distributions:
             index = self._num_completion_tokens
             distribution.check(index)
-            is_forced = index < len(self._given.ids)
-            if is_forced:
+            is_given, by_grammar = index < len(self._given.ids), False
+            if is_given:
                 token_id = self._given.ids[index]
                 self._given.compare(index, distribution)
             else:
-                token_id = choose_token(distribution, spec.sampling, self._seed, index)
+                token_id, by_grammar = self._choose_token(distribution, index)
             self.ids.append(token_id)
-            self._output.add_token(token_id, distribution, is_new=spec.is_completion or not is_forced)
+            is_new = spec.is_completion or not is_given
+            self._output.add_token(token_id, distribution, is_new=is_new, forced_by_grammar=by_grammar)
             target = self._choose_target(token_id, distribution) if spec.explains(index) else None
             targets.append(target)
             if target is not None:

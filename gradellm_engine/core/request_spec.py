@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradellm_engine.core.following.given_tokens import Following
-from gradellm_engine.core.sampler import Distribution
+from gradellm_engine.core.sampler import Distribution, choose_token
 from gradellm_engine.faithfulness.pass_budget import PassBudget
 from gradellm_engine.faithfulness.results import EvaluationEvent
 from gradellm_engine.faithfulness.settings import EvaluationSettings
@@ -24,6 +24,8 @@ from gradellm_engine.params import (
     Switches,
 )
 from gradellm_engine.passes.base import ExplainSpec, Target
+from gradellm_engine.structured.settings import StructuredOutput
+from gradellm_engine.structured.state import GrammarState
 from gradellm_engine.tokenization.encoder import TextEncoder
 from gradellm_engine.tokenization.prompt import Prompt, Role
 
@@ -83,6 +85,8 @@ class RequestSpec:
         evaluation: the settings of the evaluation that `post_hoc` runs; None where it explains.
         pass_budget: the size of an evaluation's passes; None for all other requests.
         tenant: whose prefixes the request may reuse; only requests of the same tenant share them.
+        structured_output: what the completion has to be; None for any text.
+        grammar: how far the completion has come in it, `forced_ids` included; the request advances it.
     """
 
     prompt: Prompt
@@ -100,6 +104,8 @@ class RequestSpec:
     evaluation: EvaluationSettings | None = None
     pass_budget: PassBudget | None = None
     tenant: str | None = None
+    structured_output: StructuredOutput | None = None
+    grammar: GrammarState | None = None
 
     def explains(self, index: int) -> bool:
         """Whether a token of the completion has scores to compute, where any token has."""
@@ -126,6 +132,26 @@ def normalisation_mask(prompt: Prompt, method: Switches) -> Tensor | None:
             return torch.ones(len(prompt.tokens), dtype=torch.bool)
         case NormaliseOver.USER:
             return torch.tensor([token.role is Role.USER for token in prompt.tokens])
+
+
+class TokenChooser:
+    """Chooses the tokens of a request, among those that its grammar allows."""
+
+    def __init__(self, sampling: Sampling, seed: int, grammar: GrammarState | None) -> None:
+        self._sampling, self._seed, self._grammar = sampling, seed, grammar
+
+    def __call__(self, distribution: Distribution, index: int) -> tuple[int, bool]:
+        """Token `index` of the completion, and whether the grammar allows no other.
+
+        Raises:
+            InvalidRequestError: where the grammar cannot be followed any further.
+        """
+        if self._grammar is None:
+            return choose_token(distribution, self._sampling, self._seed, index), False
+        allowed = self._grammar.allowed_tokens()
+        if (token_id := allowed.only) is None:
+            token_id = choose_token(distribution.masked(allowed.mask), self._sampling, self._seed, index)
+        return token_id, self._grammar.advance(token_id)
 
 
 class TargetChooser:

@@ -65,6 +65,13 @@ class Distribution:
         logit = self.max_logit if token_id == self.argmax else self.logits[token_id].item()
         return logit - self.logsumexp
 
+    def masked(self, allowed: Tensor) -> Distribution:
+        """The distribution over the allowed tokens alone; the others' logits are minus infinity. [V], bool"""
+        logits = self.logits.masked_fill(~allowed.to(self.logits.device), -torch.inf)
+        argmax, logsumexp = _best_and_logsumexp(logits[None])
+        best = int(argmax.item())
+        return Distribution(logits, float(logsumexp.item()), best, float(logits[best].item()))
+
     @property
     def sum_of_squares(self) -> float:
         """The sum of the squares of all tokens' probabilities."""

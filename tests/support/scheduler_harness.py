@@ -117,7 +117,7 @@ class Margins:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.smallest: dict[tuple[int, int], float] = {}  # by seed and step
-        monkeypatch.setattr("gradellm_engine.core.request.choose_token", self._choose)
+        monkeypatch.setattr("gradellm_engine.core.request_spec.choose_token", self._choose)
 
     def _choose(self, distribution: Distribution, sampling: Sampling, seed: int, step: int) -> int:
         token_id = choose_token(distribution, sampling, seed, step)
