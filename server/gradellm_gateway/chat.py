@@ -20,6 +20,7 @@ from gradellm.wire.keywords import AttributionKeywords
 from gradellm_gateway.documents import CitedDocuments, source_event, with_documents
 from gradellm_gateway.event_objects import EventObjects, Extras, citation_objects
 from gradellm_gateway.fields import FieldNames, check_fields, messages, truncated
+from gradellm_gateway.structured.output_format import structured_output
 
 _GRADELLM_FIELDS = {
     *AttributionKeywords.__annotations__,
@@ -80,6 +81,8 @@ class ChatRequest:
         if own is not None:
             own, documents = with_documents(own, [message["content"] for message in keywords["messages"]])
         keywords |= _attribution(own)
+        constraint, constraint_path = structured_output(body)
+        keywords |= constraint
         extras = Extras.of(own or {}, "gradellm.{}")
         if extras.pictures and body.get("stream") is not True:
             raise InvalidRequestError.of(
@@ -92,6 +95,7 @@ class ChatRequest:
                 {"max_new_tokens": length, "num_alternatives": "top_logprobs"},
                 attribution="gradellm.{}",
                 gradellm_fields=_GRADELLM_FIELDS,
+                constraint=constraint_path,
             ),
             is_streamed=body.get("stream") is True,
             includes_usage=bool((body.get("stream_options") or {}).get("include_usage")),
