@@ -88,15 +88,16 @@ def place_of(schema: object, keyword: str, value: object = None) -> str:
 
 
 def without_idle_keywords(schema: object) -> object:
-    """A copy of a checked schema without keywords that assert nothing, but that the compiler does not know.
+    """A copy of a checked schema without keywords that assert nothing, but that the compiler does not take.
 
-    These are `uniqueItems: false` and `propertyNames` that all names satisfy.
+    These are `uniqueItems: false`, `propertyNames` that all names satisfy, and numbers of properties that every object
+    with the required ones, and no others than the named ones, has anyway.
     """
     if isinstance(schema, list):
         return [without_idle_keywords(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    kept = {name: value for name, value in schema.items() if not _is_idle(name, value)}
+    kept = {name: value for name, value in schema.items() if not _is_idle(name, value, schema)}
     for name in _BY_NAME:
         if isinstance(kept.get(name), dict):
             kept[name] = {key: without_idle_keywords(value) for key, value in kept[name].items()}
@@ -105,10 +106,18 @@ def without_idle_keywords(schema: object) -> object:
     return kept
 
 
-def _is_idle(name: str, value: object) -> bool:
-    if name == "uniqueItems":
-        return value is False
-    return name == "propertyNames" and value in (True, {}, {"type": "string"})
+def _is_idle(name: str, value: object, schema: Mapping[str, Any]) -> bool:
+    match name:
+        case "uniqueItems":
+            return value is False or (value is True and schema.get("maxItems") in (0, 1))
+        case "propertyNames":
+            return value in (True, {}, {"type": "string"})
+        case "minProperties":
+            return isinstance(value, int) and value <= _num_items(schema, "required")
+        case "maxProperties":
+            is_closed = schema.get("additionalProperties") is False and not _num_items(schema, "patternProperties")
+            return is_closed and isinstance(value, int) and value >= _num_items(schema, "properties")
+    return False
 
 
 def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
