@@ -261,3 +261,12 @@ def test_events_of_an_unknown_kind_are_passed_over() -> None:
     stream = ResumableStream(calls.generate("Once", {}))
     assert stream.take(pb.GenerateResponse(), "a:1") is None
     assert not stream.is_over
+
+
+def test_a_server_that_is_older_than_structured_output_is_named() -> None:
+    stream = ResumableStream(calls.generate("Once", {"attribution": None, "regex": "a"}))
+    with pytest.raises(UnimplementedError, match="a:1 is older than structured output"):
+        stream.take(pb.GenerateResponse(started=started()), "a:1")
+    newer = started()
+    newer.provenance.structured_output.regex = "a"
+    assert stream.take(pb.GenerateResponse(started=newer), "a:1") is not None

@@ -42,7 +42,11 @@ _LEAVES = [
     _object(type=_type("integer"), maximum=_INTEGER),
     _object(type=_type("number"), minimum={**_INTEGER, "type": "number"}, exclusiveMaximum={"enum": [1001, 1234.5]}),
     _object(type={"enum": ["boolean", "null"]}),
-    {"type": "object", "properties": {"type": {"enum": [["string", "null"], ["integer", "boolean"]]}}, "required": ["type"]},
+    {
+        "type": "object",
+        "properties": {"type": {"enum": [["string", "null"], ["integer", "boolean"]]}},
+        "required": ["type"],
+    },
     _object(enum={"type": "array", "items": _VALUE, "minItems": 1, "maxItems": 4}),
     _object(const=_VALUE),
 ]  # schemas of schemas without schemas in them
@@ -79,7 +83,10 @@ def schemas() -> st.SearchStrategy[Any]:
             st.builds(lambda items: {"type": "array", "prefixItems": items, "items": False}, several),
             st.builds(lambda schema, properties: {**schema, "properties": properties}, objects, by_name),
             st.builds(lambda properties: {"type": "object", "properties": properties}, by_name),
-            st.builds(lambda patterns: {"type": "object", "patternProperties": patterns, "additionalProperties": False}, by_pattern),
+            st.builds(
+                lambda patterns: {"type": "object", "patternProperties": patterns, "additionalProperties": False},
+                by_pattern,
+            ),
             st.builds(lambda branches: {"anyOf": branches}, several),
         )
 
