@@ -1,7 +1,8 @@
 """Cost of structured output: `python -m gradellm_bench.structured [--model PATH]`.
 
-Generates as many tokens without a constraint and with one, a step of each in turns in one process, for one stream and
-for 8. Prints the ratio of the median steps, and how long the first use of a schema takes until its request may run.
+Generates as many tokens without a constraint and with one, BLOCK steps of each in turns in one process, for one stream
+and for 8. Prints the ratios of the median steps, by the clock and by the engine thread's CPU time, which other programs
+disturb less; and how long the first use of a schema takes until its request may run.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from gradellm_engine.params import AttributionSettings, Sampling
 from gradellm_engine.structured.settings import StructuredOutput
 from gradellm_engine.tokenization.prompt_input import PromptInput
 from gradellm_engine.utils.quiet import run_and_exit
+from gradellm_engine.utils.threads import use_threads
 
 STREAMS = (1, 8)
+BLOCK = 16  # steps; a mask is computed beside the steps of its own kind
 PROMPT = PromptInput(prompt="A list of people, with their names, ages and hobbies, as JSON: ")
 PERSON = {
     "type": "object",
@@ -41,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", help="a local folder or a hub id (default: the demo model)")
     parser.add_argument("--new-tokens", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, help="CPU threads (default: one for each core)")
     options = parser.parse_args(arguments)
+    use_threads(options.threads)
     engine = Engine.load(options.model, max_running=2 * max(STREAMS))
     began = time.perf_counter()
     engine.prepare_structured_output()
@@ -49,11 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"first use of a schema: {1e3 * first_use(engine):.1f} ms")
     for attribution in (None, AttributionSettings()):
         for num_streams in STREAMS:
-            ratio, seconds = cost(engine, num_streams, options.new_tokens, options.rounds, attribution)
+            free, constrained = step_times(engine, num_streams, options.new_tokens, options.rounds, attribution)
             mode = "plain" if attribution is None else "explained"
             print(
-                f"{num_streams} streams, {mode}: {ratio:.2f} of the unconstrained tokens a second, "
-                f"{1e3 * seconds:.2f} ms a step unconstrained"
+                f"{num_streams} streams, {mode}: {free.wall / constrained.wall:.2f} of the unconstrained tokens a "
+                f"second, {free.cpu / constrained.cpu:.2f} by CPU time; {1e3 * free.wall:.2f} ms a step unconstrained"
             )
 
 
@@ -64,24 +69,42 @@ def first_use(engine: Engine) -> float:
     return time.perf_counter() - began
 
 
-def cost(
-    engine: Engine, num_streams: int, new_tokens: int, rounds: int, attribution: AttributionSettings | None
-) -> tuple[float, float]:
-    """Constrained tokens a second relative to unconstrained ones, and seconds of an unconstrained step.
+class StepTimes:
+    """Times of scheduler steps, in seconds, in which each stream got a token."""
 
-    Both kinds of streams take turns, a scheduler step each, so that other programs slow them down alike.
-    """
-    free: list[float] = []
-    constrained: list[float] = []
+    def __init__(self) -> None:
+        self._times: list[tuple[float, float]] = []
+
+    def add(self, wall: float, cpu: float) -> None:
+        """Add a step."""
+        self._times.append((wall, cpu))
+
+    @property
+    def wall(self) -> float:
+        """The median by the clock."""
+        return statistics.median(wall for wall, _ in self._times)
+
+    @property
+    def cpu(self) -> float:
+        """The median of the engine thread's CPU time."""
+        return statistics.median(cpu for _, cpu in self._times)
+
+
+def step_times(
+    engine: Engine, num_streams: int, new_tokens: int, rounds: int, attribution: AttributionSettings | None
+) -> tuple[StepTimes, StepTimes]:
+    """The times of steps without and with a constraint."""
+    free, constrained = StepTimes(), StepTimes()
     for number in range(rounds):
         groups = [
-            (_streams(engine, num_streams, new_tokens, attribution, constraint, number), seconds)
-            for constraint, seconds in ((None, free), (PEOPLE, constrained))
+            (_streams(engine, num_streams, new_tokens, attribution, constraint, number), times)
+            for constraint, times in ((None, free), (PEOPLE, constrained))
         ]
         while any(not request.is_closed for requests, _ in groups for request in requests):
-            for requests, seconds in groups:
-                _step(engine, requests, seconds)
-    return statistics.median(free) / statistics.median(constrained), statistics.median(free)
+            for requests, times in groups:
+                for step in range(BLOCK):
+                    _step(engine, requests, times if number and step else StepTimes())  # the first round warms up
+    return free, constrained
 
 
 def _streams(
@@ -107,19 +130,19 @@ def _streams(
     return requests
 
 
-def _step(engine: Engine, requests: Sequence[Request], seconds: list[float]) -> None:
+def _step(engine: Engine, requests: Sequence[Request], times: StepTimes) -> None:
     """Run a scheduler step of these requests alone; its time counts if each has a new token by it."""
     before = [request.num_tokens for request in requests]
-    began = time.perf_counter()
+    wall, cpu = time.perf_counter(), time.thread_time()
     for _ in engine.scheduler.step(lambda request: request in requests):
         pass
-    elapsed = time.perf_counter() - began
+    wall, cpu = time.perf_counter() - wall, time.thread_time() - cpu
     for request in requests:
         request.take_events()
         if request.error is not None:
             raise request.error
     if all(request.num_tokens == count + 1 for request, count in zip(requests, before, strict=True)):
-        seconds.append(elapsed)
+        times.add(wall, cpu)
 
 
 if __name__ == "__main__":
