@@ -88,6 +88,7 @@ if TYPE_CHECKING:
         MAX_STOP_TOKEN_IDS,
         Sampling,
     )
+    from gradellm_engine.structured.settings import MAX_CHOICES, StructuredOutput
     from gradellm_engine.tokenization.chat_template import Message
     from gradellm_engine.tokenization.encoder import interruption_point
     from gradellm_engine.tokenization.prompt import Prompt, PromptToken, Role
@@ -100,6 +101,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_CHUNK_SIZE",
     "MAX_ALTERNATIVES",
+    "MAX_CHOICES",
     "MAX_EVALUATED_METHODS",
     "MAX_EVALUATION_SEQUENCES",
     "MAX_EVALUATION_STEP_TOKENS",
@@ -173,6 +175,7 @@ __all__ = [
     "Sources",
     "Started",
     "Step",
+    "StructuredOutput",
     "Switches",
     "TemplateOptions",
     "TokenSelection",
@@ -196,6 +199,7 @@ _MODULES = (
     "params",
     "sampling_params",
     "presets",
+    "structured.settings",
     "model.checkpoint_check",
     "model.quantization",
     "faithfulness.settings",

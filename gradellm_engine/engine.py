@@ -35,6 +35,7 @@ from gradellm_engine.model.quantization import Quantization
 from gradellm_engine.params import AttributionSettings, Switches
 from gradellm_engine.presets import concrete_preset
 from gradellm_engine.sampling_params import Sampling
+from gradellm_engine.structured.settings import StructuredOutput
 from gradellm_engine.tokenization.prompt import Prompt
 from gradellm_engine.utils.memory import resident_bytes, return_unused
 from gradellm_engine.utils.threads import available_cpus, use_threads
@@ -166,6 +167,10 @@ class Engine:
         """Measure `model_cost` now: that runs passes, on the thread that calls this."""
         _ = self.model_cost
 
+    def prepare_structured_output(self) -> None:
+        """Read the tokenizer for structured output now, which takes seconds for a large vocabulary."""
+        self.request_builder.grammars.prepare()
+
     def estimate(self, switches: Switches, num_prompt_tokens: int, num_new_tokens: int) -> Estimate:
         """Passes, seconds and bytes that explaining a completion would take."""
         return self.post_hoc.estimate(switches, num_prompt_tokens, num_new_tokens)
@@ -274,6 +279,7 @@ class Engine:
         *,
         forced_ids: Sequence[int] = (),
         first_attribution: int | None = None,
+        structured_output: StructuredOutput | None = None,
     ) -> GenerationIterator:
         """Generate a completion, with every token explained if `attribution` is given.
 
@@ -283,12 +289,18 @@ class Engine:
             attribution: what to explain; None for tokens alone.
             forced_ids: tokens that the completion begins with, to resume a generation after them.
             first_attribution: index of the first completion token to explain, if it is one of `forced_ids`.
+            structured_output: what the completion has to be; None for any text.
 
         Raises:
             InvalidRequestError: naming the field that is at fault.
         """
         request = self.generation_request(
-            prompt, sampling, attribution, forced_ids=forced_ids, first_attribution=first_attribution
+            prompt,
+            sampling,
+            attribution,
+            forced_ids=forced_ids,
+            first_attribution=first_attribution,
+            structured_output=structured_output,
         )
         return GenerationIterator(self.scheduler, request)
 
@@ -339,6 +351,7 @@ class Engine:
         *,
         forced_ids: Sequence[int] = (),
         first_attribution: int | None = None,
+        structured_output: StructuredOutput | None = None,
         tenant: str | None = None,
     ) -> Request:
         """A request to generate, for the scheduler; see `generate`.
@@ -351,6 +364,7 @@ class Engine:
             attribution,
             forced_ids=forced_ids,
             first_attribution=first_attribution,
+            structured_output=structured_output,
             tenant=tenant,
         )
 

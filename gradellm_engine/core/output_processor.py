@@ -89,8 +89,16 @@ class OutputProcessor:
         self._is_special.append(token_id in self._special_ids)
         self._text.push(token_id, has_text=has_text)
 
-    def add_token(self, token_id: int, distribution: Distribution, *, is_new: bool, has_text: bool = True) -> None:
-        """Add the completion's next token, with the distribution that it was drawn from."""
+    def add_token(
+        self,
+        token_id: int,
+        distribution: Distribution,
+        *,
+        is_new: bool,
+        has_text: bool = True,
+        forced_by_grammar: bool = False,
+    ) -> None:
+        """Add the completion's next token, with the model's own distribution."""
         special = token_id in self._special_ids
         alternatives = tuple(
             Alternative(token.id, self._encoder.decode_alone(token.id), token.logprob)
@@ -109,6 +117,7 @@ class OutputProcessor:
             source_index=None,
             attribution=None,
             is_new=is_new,
+            forced_by_grammar=forced_by_grammar,
         )
         self._is_special.append(special)
         self._text.push(token_id, has_text=has_text)

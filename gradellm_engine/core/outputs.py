@@ -12,6 +12,7 @@ from gradellm_engine.faithfulness.results import EvaluationItem, EvaluationSumma
 from gradellm_engine.faithfulness.settings import EvaluationSettings
 from gradellm_engine.params import AttributionSettings
 from gradellm_engine.sampling_params import Sampling
+from gradellm_engine.structured.settings import StructuredOutput
 from gradellm_engine.tokenization.prompt import Prompt
 from gradellm_engine.tokenization.sources import Source
 
@@ -110,6 +111,7 @@ class Step:
         source_index: its column in the attribution rows of later tokens, where the prefix is scored.
         attribution: set by `GenerationIterator`; None in the scheduler's events, which carry it separately.
         is_new: False for a forced token of a resumed generation.
+        forced_by_grammar: whether the request's structured output allowed no other token.
     """
 
     index: int
@@ -124,6 +126,7 @@ class Step:
     source_index: int | None
     attribution: Attribution | None
     is_new: bool
+    forced_by_grammar: bool = False
 
 
 class FinishReason(StrEnum):
@@ -181,6 +184,7 @@ class Started:
         sampling: with `seed` and `max_new_tokens` set.
         attribution: with explicit layers; None for tokens alone.
         evaluation: with explicit layers; None for requests other than evaluations.
+        structured_output: what the completion has to be; None for any text.
     """
 
     prompt: Prompt
@@ -188,6 +192,7 @@ class Started:
     sampling: Sampling
     attribution: AttributionSettings | None
     evaluation: EvaluationSettings | None = None
+    structured_output: StructuredOutput | None = None
 
     @property
     def unscored_tokens(self) -> tuple[int, ...]:

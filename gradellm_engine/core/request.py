@@ -109,9 +109,8 @@ class Request:
         self._finish_reason: FinishReason | None = None
         self._output = OutputProcessor(model.encoder, spec)
         self._choose_target = TargetChooser(model.encoder, spec)
-        self.events: list[Event] = [
-            Started(prompt, self._output.sources, spec.sampling, spec.attribution, spec.evaluation)
-        ]
+        settings_in_use = (spec.sampling, spec.attribution, spec.evaluation, spec.structured_output)
+        self.events: list[Event] = [Started(prompt, self._output.sources, *settings_in_use)]
         self.error: Exception | None = None
         self.is_closed = False
         for index, token_id in enumerate(self._given.ids[: spec.first_step]):
@@ -251,10 +250,7 @@ class Request:
                 num_completion_tokens=self._num_completion_tokens,
                 num_attributed_tokens=self._output.num_attributed,
                 num_reused_tokens=self._num_reused,
-                queue_seconds=self._seconds["queue"],
-                prefill_seconds=self._seconds["prefill"],
-                decode_seconds=self._seconds["decode"],
-                attribution_seconds=self._seconds["attribution"],
+                **{f"{bucket}_seconds": seconds for bucket, seconds in self._seconds.items()},
                 agreement=self._given.agreement,
                 verdict=self._given.verdict,
             )
@@ -361,21 +357,24 @@ class Request:
 
         Raises:
             ComputationError: where the logits are not finite.
+            InvalidRequestError: where the request's grammar cannot be followed any further.
         """
         spec = self._spec
         targets: list[Target | None] = []
         for distribution in distributions:
             index = self._num_completion_tokens
             distribution.check(index)
-            is_forced = index < len(self._given.ids)
-            if is_forced:
+            is_given, by_grammar = index < len(self._given.ids), False
+            if is_given:
                 token_id = self._given.ids[index]
                 self._given.compare(index, distribution)
             else:
-                token_id = self._sampler.choose(distribution, self.ids)
+                token_id, by_grammar = self._sampler.choose(distribution, self.ids)
             self.ids.append(token_id)
-            has_text, is_new = self._sampler.has_text(index, token_id), spec.is_completion or not is_forced
-            self._output.add_token(token_id, distribution, is_new=is_new, has_text=has_text)
+            has_text, is_new = self._sampler.has_text(index, token_id), spec.is_completion or not is_given
+            self._output.add_token(
+                token_id, distribution, is_new=is_new, has_text=has_text, forced_by_grammar=by_grammar
+            )
             target = self._choose_target(token_id, distribution) if spec.explains(index) else None
             targets.append(target)
             if target is not None:

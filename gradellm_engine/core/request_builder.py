@@ -23,6 +23,8 @@ from gradellm_engine.methods.registry import method_named
 from gradellm_engine.model.loader import LoadedModel
 from gradellm_engine.params import AttributionSettings, TokenSelection
 from gradellm_engine.sampling_params import Sampling
+from gradellm_engine.structured.compiler import GrammarCompiler
+from gradellm_engine.structured.settings import StructuredOutput
 from gradellm_engine.tokenization.prompt import Prompt
 from gradellm_engine.tokenization.prompt_input import PromptInput
 from gradellm_engine.tokenization.prompt_reader import check_token_ids, read_prompt
@@ -39,12 +41,16 @@ class RequestBuilder:
 
     Attributes:
         resolver: resolves the requests' settings.
+        grammars: compiles what structured output allows.
     """
 
     def __init__(self, model: LoadedModel, limits: RequestLimits, post_hoc: PostHocRunner) -> None:
         self._model, self._limits, self._post_hoc = model, limits, post_hoc
         self._completions = CompletionEncoder(model.encoder, model.info.vocab_size, limits)
         self.resolver = SettingsResolver(model, limits, post_hoc)
+        ranks = model.runner.ranks
+        is_follower = ranks is not None and not ranks.is_rank0
+        self.grammars = GrammarCompiler(model.encoder, model.info.vocab_size, model.end_ids, is_follower=is_follower)
 
     def rebuild(self, call: RequestCall) -> Request:
         """The request that this call built."""
@@ -71,6 +77,7 @@ class RequestBuilder:
         *,
         forced_ids: Sequence[int] = (),
         first_attribution: int | None = None,
+        structured_output: StructuredOutput | None = None,
         tenant: str | None = None,
     ) -> Request:
         """A request to generate a completion; see `gradellm_engine.engine.Engine.generate`."""
@@ -93,6 +100,7 @@ class RequestBuilder:
             "attribution": attribution,
             "forced_ids": tuple(forced_ids),
             "first_attribution": first_attribution,
+            "structured_output": structured_output,
             "tenant": tenant,
         }
         spec = RequestSpec(
@@ -102,6 +110,8 @@ class RequestBuilder:
             forced_ids=tuple(forced_ids),
             first_step=len(forced_ids),
             tenant=tenant,
+            structured_output=structured_output,
+            grammar=None if structured_output is None else self.grammars.start(structured_output, forced_ids),
         )
         return self._explaining(spec, attribution, first_attribution)
 

@@ -18,6 +18,8 @@ from gradellm_engine.methods.post_hoc import CompletionContext, StepScores
 from gradellm_engine.params import AttributionSettings, GradEllm, LayerSwitches, NormaliseOver, Switches
 from gradellm_engine.passes.base import ExplainSpec, Target
 from gradellm_engine.sampling_params import Sampling
+from gradellm_engine.structured.settings import StructuredOutput
+from gradellm_engine.structured.state import GrammarState
 from gradellm_engine.tokenization.encoder import TextEncoder
 from gradellm_engine.tokenization.prompt import Prompt, Role
 
@@ -77,6 +79,8 @@ class RequestSpec:
         evaluation: the settings of the evaluation that `post_hoc` runs; None where it explains.
         pass_budget: the size of an evaluation's passes; None for all other requests.
         tenant: whose prefixes the request may reuse; only requests of the same tenant share them.
+        structured_output: what the completion has to be; None for any text.
+        grammar: how far the completion has come in it, `forced_ids` included; the request advances it.
     """
 
     prompt: Prompt
@@ -94,6 +98,8 @@ class RequestSpec:
     evaluation: EvaluationSettings | None = None
     pass_budget: PassBudget | None = None
     tenant: str | None = None
+    structured_output: StructuredOutput | None = None
+    grammar: GrammarState | None = None
 
     def explains(self, index: int) -> bool:
         """Whether a token of the completion has scores to compute, where any token has."""

@@ -93,6 +93,13 @@ class Distribution:
         others = [logit - self.logsumexp for logit, index in top if index != token_id]
         return ComparedLogprobs(chosen - self.logsumexp, tuple(others[:num_alternatives]), sum_of_squares)
 
+    def masked(self, allowed: Tensor) -> Distribution:
+        """The distribution over the allowed tokens alone; the others' logits are minus infinity. [V], bool"""
+        logits = self.logits.masked_fill(~allowed.to(self.logits.device), -torch.inf)
+        argmax, logsumexp = _best_and_logsumexp(logits[None])
+        best = int(argmax.item())
+        return Distribution(logits, float(logsumexp.item()), best, float(logits[best].item()))
+
     def top(self, count: int) -> tuple[TokenLogprob, ...]:
         """The `count` most probable tokens, the best first."""
         if count == 0:

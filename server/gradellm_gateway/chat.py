@@ -21,6 +21,7 @@ from gradellm_gateway.documents import CitedDocuments, source_event, with_docume
 from gradellm_gateway.event_objects import EventObjects, Extras, citation_objects
 from gradellm_gateway.fields import FieldNames, check_fields, messages, truncated
 from gradellm_gateway.sampling_fields import SAMPLING_NAMES, sampling_keywords
+from gradellm_gateway.structured.output_format import structured_output
 
 GRADELLM_FIELDS = {
     *AttributionKeywords.__annotations__,
@@ -87,6 +88,8 @@ class ChatRequest:
         if own is not None:
             own, documents = with_documents(own, [message["content"] for message in keywords["messages"]])
         keywords |= attribution_keywords(own, keywords)
+        constraint, constraint_path = structured_output(body)
+        keywords |= constraint
         extras = Extras.of(own or {}, "gradellm.{}")
         if extras.pictures and body.get("stream") is not True:
             raise InvalidRequestError.of(
@@ -99,6 +102,7 @@ class ChatRequest:
                 {**SAMPLING_NAMES, "max_new_tokens": length, "num_alternatives": "top_logprobs"},
                 attribution="gradellm.{}",
                 gradellm_fields=GRADELLM_FIELDS - sampling_keywords(body).keys(),
+                constraint=constraint_path,
             ),
             is_streamed=body.get("stream") is True,
             includes_usage=bool((body.get("stream_options") or {}).get("include_usage")),

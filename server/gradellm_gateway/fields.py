@@ -204,7 +204,8 @@ FIELDS: dict[str, Check] = {
     "tool_choice": only(text, "none", "auto"),
     "functions": only(list_, []),
     "function_call": only(text, "none", "auto"),
-    "response_format": only(object_, {"type": "text"}),
+    "response_format": object_,
+    "structured_outputs": object_,
     "reasoning_effort": only(text, "none"),
     "modalities": only(list_, ["text"]),
     "verbosity": only(text, "medium"),
@@ -296,6 +297,9 @@ def listed(names: Iterable[str]) -> str:
 # Wire field -> keyword of the SDK.
 _KEYWORDS = {"preset": "attribution", "target_token_id": "target", "seed": "attribution_seed"}
 _INPUTS = ("messages", "prompt", "prompt_ids")
+_CONSTRAINT = re.compile(
+    r"structured_output|(structured_output\.)?(json_schema|json_object|grammar|regex|choice)(?P<index>(\[\d+\])?)"
+)
 _PATH = re.compile(r"(?P<name>[a-z_]+)(?P<index>(\[.*\])?)(?P<rest>(\..*)?)", re.DOTALL)
 
 
@@ -307,6 +311,7 @@ class FieldNames:
         renamed: SDK keyword -> the caller's name for it, where they differ.
         attribution: path of an attribution keyword, with {} for the keyword.
         gradellm_fields: keywords that are inside the caller's `gradellm` object.
+        constraint: path of what constrains the completion; empty where nothing does.
     """
 
     def __init__(
@@ -316,9 +321,11 @@ class FieldNames:
         *,
         attribution: str = "{}",
         gradellm_fields: Iterable[str] = (),
+        constraint: str = "",
     ) -> None:
         self._body, self._renamed, self._attribution = body, renamed or {}, attribution
         self._gradellm_fields = frozenset(gradellm_fields)
+        self._constraint = constraint
 
     def error(self, error: InvalidRequestError) -> InvalidRequestError:
         """The error with the caller's names; the same error if it names no field."""
@@ -333,6 +340,8 @@ class FieldNames:
         """A field's path in the caller's request."""
         if field == "input":
             return next((name for name in _INPUTS if self._body.get(name) is not None), _INPUTS[0])
+        if self._constraint and (constraint := _CONSTRAINT.fullmatch(field)) is not None:
+            return f"{self._constraint}{constraint['index'] or ''}"
         if field.startswith("attribution."):
             name = re.split(r"[.\[]", field)[1]
             return self._attribution.format(_KEYWORDS.get(name, name))

@@ -31,7 +31,7 @@ class DefaultPresetError(Exception):
 async def warm_up(engine: Engine, thread: EngineThread, preset: str) -> None:
     """Generate a few tokens through the scheduler: attributed per token, attributed in chunks, and not at all.
 
-    They are attributed by a preset, the server's default.
+    They are attributed by a preset, the server's default. The tokenizer is read for structured output first.
 
     With CUDA graphs, each batch size is compiled and captured by itself, which takes about a second and blocks the
     engine. There the warm-up runs batches of 1, 2, 4, ... requests of each mode, up to `max_running`.
@@ -40,6 +40,7 @@ async def warm_up(engine: Engine, thread: EngineThread, preset: str) -> None:
         DefaultPresetError: if the preset is not defined for the model.
         EngineError: if the model fails.
     """
+    engine.prepare_structured_output()
     num_wanted = DEFAULT_CHUNK_SIZE if engine.uses_graphs else NUM_TOKENS
     # A model with a very small context may have room for one token only.
     num_tokens = min(num_wanted, engine.context_tokens - len(engine.tokenize(PROMPT).tokens), engine.max_new_tokens)

@@ -34,6 +34,9 @@ class FakeEngine:
         if settings.method.rotary is Rotary.UNROTATED:
             raise InvalidRequestError("attribution.rotary", "unrotated is not defined for the family gpt2: it has none")
 
+    def prepare_structured_output(self) -> None:
+        self.is_prepared = True
+
     def concrete_preset(self, name: str) -> str:
         return concrete_preset(name)
 

@@ -33,6 +33,7 @@ from gradellm.models.server import Estimate, Limits, Memory, MethodInfo, ModelIn
 from gradellm.models.settings import (
     Aggregation,
     AttributionSettings,
+    Choice,
     Delivery,
     EvaluatedMethod,
     EvaluationSettings,
@@ -53,6 +54,7 @@ from gradellm.models.settings import (
     Similarity,
     Sink,
     Sources,
+    StructuredOutput,
     UpstreamDtype,
 )
 from gradellm.models.tokens import Alternative, Attribution, PromptToken, Role, Source, Token, TokenizedPrompt
@@ -64,6 +66,7 @@ __all__ = [
     "Alternative",
     "Attribution",
     "AttributionSettings",
+    "Choice",
     "Delivery",
     "Estimate",
     "EvaluatedMethod",
@@ -105,6 +108,7 @@ __all__ = [
     "Source",
     "Sources",
     "Started",
+    "StructuredOutput",
     "Timings",
     "Token",
     "TokenizedPrompt",

@@ -144,6 +144,26 @@ class EvaluationSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """Texts of which a completion is one."""
+
+    texts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StructuredOutput:
+    """What a completion had to be: one of these is not None."""
+
+    json_schema: str | None = None
+    """A JSON schema, as text."""
+    json_object: bool | None = None
+    """True: any JSON object."""
+    grammar: str | None = None
+    regex: str | None = None
+    choice: Choice | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Provenance:
     """Everything that is needed to compute a result again: model, versions and settings."""
 
@@ -154,3 +174,5 @@ class Provenance:
     """None for a request without attribution."""
     evaluation: EvaluationSettings | None = None
     """None for a request without evaluation."""
+    structured_output: StructuredOutput | None = None
+    """What the completion had to be; None for any text."""

@@ -84,6 +84,8 @@ class Token:
     None for a token without text, such as a part of a character, which belongs to the next token's word; and from
     older servers.
     """
+    forced_by_grammar: bool = False
+    """Whether the structured output allowed no other token: it says nothing about the model."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,6 +167,11 @@ class ResumableStream:
 
         A server that is older than the switch does not see it. Nor does one that continues what a newer one began.
         """
+        is_constrained = "structured_output" in {field.name for field, _ in self._request.ListFields()}
+        if is_constrained and not settings.HasField("structured_output"):
+            raise UnimplementedError(
+                f"the server at {target} is older than structured output, and would ignore it: upgrade the server"
+            )
         for sent, used in self._attributions(settings):
             for field, _ in sent.ListFields():
                 is_switch = field.enum_type is not None and field.name not in _NO_SWITCHES

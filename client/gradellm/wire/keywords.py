@@ -45,6 +45,7 @@ __all__ = [
     "MessageSpan",
     "SamplingKeywords",
     "Segment",
+    "StructuredOutputKeywords",
     "TokenChoice",
     "TokenizeKeywords",
     "WordLike",
@@ -179,6 +180,21 @@ class TokenizeKeywords(CallKeywords, InputKeywords, total=False):
     """The keywords of `tokenize`."""
 
 
+class StructuredOutputKeywords(TypedDict, total=False):
+    """What the completion has to be, at most one of these. The model is not told: say it in the prompt, too."""
+
+    json_schema: Mapping[str, Any] | str | bool | type | None
+    """A JSON value that this JSON schema describes; as a mapping, as text, or as a Pydantic model's class."""
+    json_object: bool | None
+    """True: any JSON object."""
+    grammar: str | None
+    """A text of this grammar, in Lark's notation or GBNF."""
+    regex: str | None
+    """A text that this regular expression matches as a whole; the syntax is that of Rust's regex crate."""
+    choice: Sequence[str] | None
+    """One of these texts."""
+
+
 class SamplingKeywords(TypedDict, total=False):
     """How tokens are sampled.
 
@@ -220,7 +236,9 @@ class SamplingKeywords(TypedDict, total=False):
     """Whether special tokens have no text in the completion; True by default."""
 
 
-class GenerateKeywords(CallKeywords, InputKeywords, AttributionKeywords, SamplingKeywords, total=False):
+class GenerateKeywords(
+    CallKeywords, InputKeywords, AttributionKeywords, SamplingKeywords, StructuredOutputKeywords, total=False
+):
     """The keywords of `generate` and `explain`."""
 
     num_alternatives: int | None

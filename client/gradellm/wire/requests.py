@@ -25,6 +25,7 @@ from gradellm.wire.keywords import (
     TokenizeKeywords,
 )
 from gradellm.wire.sampling_fields import sampling_fields, template_fields
+from gradellm.wire.structured_output import structured_output
 from gradellm.wire.token_selection import token_selection
 
 __all__ = [
@@ -61,6 +62,8 @@ def generate_request(prompt: str | None, keywords: GenerateKeywords) -> pb.Gener
         forced_ids=validation.optional(validation.int32s, "forced_ids", keywords),
         first_attribution=validation.optional(validation.int32, "first_attribution", keywords),
     )
+    if (constraint := structured_output(keywords)) is not None:
+        request.structured_output.CopyFrom(constraint)
     if _is_explained(keywords):
         request.attribution.CopyFrom(attribution_options(keywords, unknown_text=_NOT_WRITTEN))
     else:

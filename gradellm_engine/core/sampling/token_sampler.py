@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+import torch
+
 from gradellm_engine.core.outputs import FinishReason
 from gradellm_engine.core.request_spec import RequestSpec
 from gradellm_engine.core.sampler import Distribution, choose_token
@@ -20,7 +22,9 @@ class TokenSampler:
         self.max_new_tokens = sampling.max_new_tokens
         self._sampling, self._seed = sampling, sampling.seed
         self._num_prompt_tokens = len(prompt_ids)
-        self._end_ids = frozenset(() if sampling.ignore_eos else end_ids)
+        self._grammar = spec.grammar
+        # A constrained text ends where it is complete, whatever ignore_eos says.
+        self._end_ids = frozenset(() if sampling.ignore_eos and spec.grammar is None else end_ids)
         self._stop_token_ids = frozenset(sampling.stop_token_ids)
         # Forced tokens end nothing before the last of them, and given completions end with their last token.
         self._first_end = max(0, len(spec.forced_ids) - 1)
@@ -28,12 +32,26 @@ class TokenSampler:
         # A given completion is never sampled.
         self._process = None if spec.is_completion else LogitsProcessors.of(sampling, prompt_ids, tuple(end_ids))
 
-    def choose(self, distribution: Distribution, ids: Sequence[int]) -> int:
-        """The token after `ids`, the prompt's among them."""
+    def choose(self, distribution: Distribution, ids: Sequence[int]) -> tuple[int, bool]:
+        """The token after `ids`, the prompt's among them, and whether the request's grammar allows no other.
+
+        Raises:
+            InvalidRequestError: where the grammar cannot be followed any further.
+        """
+        if self._grammar is None:
+            return self._sample(distribution, ids), False
+        allowed = self._grammar.allowed_tokens()
+        if (token_id := allowed.only) is None:
+            token_id = self._sample(distribution.masked(allowed.mask), ids)
+        return token_id, self._grammar.advance(token_id)
+
+    def _sample(self, distribution: Distribution, ids: Sequence[int]) -> int:
         step = len(ids) - self._num_prompt_tokens
         if self._process is None:
             return choose_token(distribution, self._sampling, self._seed, step)
         logits = self._process(distribution.logits, ids[self._num_prompt_tokens :])
+        if self._grammar is not None and logits.max() == -torch.inf:
+            logits = distribution.logits  # all that the grammar allows would end the text before min_new_tokens
         return choose_token(distribution, self._sampling, self._seed, step, logits)
 
     def finish_reason(self, index: int, token_id: int) -> FinishReason | None:

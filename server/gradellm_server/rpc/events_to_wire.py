@@ -105,6 +105,7 @@ def _token(step: Step) -> pb.Token:
         special=step.special,
         word=step.word,
         source_index=step.source_index,
+        forced_by_grammar=step.forced_by_grammar,
     )
 
 

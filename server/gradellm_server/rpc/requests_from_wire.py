@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError, Message
 
 from gradellm.v1 import explainer_pb2 as pb
 from gradellm_engine import (
+    MAX_CHOICES,
     MAX_EVALUATED_METHODS,
     MAX_LABELS,
     MAX_LOGIT_BIASES,
@@ -34,6 +35,7 @@ from gradellm_engine import (
     Sampling,
     Segment,
     Sources,
+    StructuredOutput,
     TemplateOptions,
     TokenSelection,
     method_named,
@@ -101,6 +103,35 @@ def read_sampling(request: pb.GenerateRequest | pb.GenerationOptions, defaults: 
         wanted["logit_bias"] = tuple(sorted(request.logit_bias.items()))
         wanted["stop_token_ids"] = tuple(dict.fromkeys(request.stop_token_ids))
     return replace(defaults, stop=tuple(request.stop), **wanted)
+
+
+def read_structured_output(request: pb.GenerateRequest) -> StructuredOutput | None:
+    """What a completion has to be; None where the request does not say.
+
+    Raises:
+        InvalidRequestError: naming the field.
+    """
+    if not request.HasField("structured_output"):
+        return None
+    message = request.structured_output
+    match message.WhichOneof("constraint"):
+        case "choice":
+            _check_count("structured_output.choice", len(message.choice.texts), MAX_CHOICES)
+            if not message.choice.texts:
+                raise InvalidRequestError("structured_output.choice", "needs at least one text")
+            return StructuredOutput(choice=tuple(message.choice.texts))
+        case "json_object":
+            if not message.json_object:
+                raise InvalidRequestError("structured_output.json_object", "must be true, or left out")
+            return StructuredOutput(json_object=True)
+        case "json_schema":
+            return StructuredOutput(json_schema=message.json_schema)
+        case "grammar":
+            return StructuredOutput(grammar=message.grammar)
+        case "regex":
+            return StructuredOutput(regex=message.regex)
+        case _:
+            return StructuredOutput()  # raises: a constraint is needed
 
 
 def read_attribution(request: pb.AttributionOptions) -> AttributionSettings:

@@ -15,6 +15,7 @@ from gradellm_server.rpc.requests_from_wire import (
     read_evaluation,
     read_input,
     read_sampling,
+    read_structured_output,
 )
 from gradellm_server.rpc.wire_enums import set_fields
 
@@ -29,6 +30,7 @@ def generate(request: pb.GenerateRequest, engine: Engine, *, tenant: str | None 
         read_attribution(request.attribution) if request.HasField("attribution") else None,
         forced_ids=request.forced_ids,
         **set_fields(request, "first_attribution"),
+        structured_output=read_structured_output(request),
         tenant=tenant,
     )
 

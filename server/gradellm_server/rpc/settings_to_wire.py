@@ -14,6 +14,7 @@ from gradellm_engine import (
     EvaluationSettings,
     Sampling,
     Started,
+    StructuredOutput,
     Switches,
     preset_of,
     software_versions,
@@ -40,6 +41,7 @@ def provenance(started: Started, engine: Engine) -> pb.Provenance:
         sampling=_sampling(started.sampling),
         attribution=None if attribution is None else _attribution(attribution, num_layers),
         evaluation=None if evaluation is None else _evaluation(evaluation, num_layers),
+        structured_output=_structured_output(started.structured_output),
     )
 
 
@@ -61,6 +63,14 @@ def _sampling(sampling: Sampling) -> pb.Sampling:
         stop_token_ids=sampling.stop_token_ids,
         skip_special_tokens=sampling.skip_special_tokens,
     )
+
+
+def _structured_output(settings: StructuredOutput | None) -> pb.StructuredOutput | None:
+    if settings is None:
+        return None
+    if settings.choice:
+        return pb.StructuredOutput(choice=pb.Choice(texts=settings.choice))
+    return pb.StructuredOutput(**{settings.kind: getattr(settings, settings.kind)})
 
 
 def _attribution(settings: AttributionSettings, num_layers: int) -> pb.AttributionOptions:

@@ -270,3 +270,12 @@ def test_a_server_that_is_older_than_a_setting_of_sampling_is_not_asked() -> Non
     assert stream.request
     with pytest.raises(UnimplementedError, match="the server at a:1 is older than the field min_p"):
         stream.take(pb.GenerateResponse(started=started()), "a:1")
+
+
+def test_a_server_that_is_older_than_structured_output_is_named() -> None:
+    stream = ResumableStream(calls.generate("Once", {"attribution": None, "regex": "a"}))
+    with pytest.raises(UnimplementedError, match="a:1 is older than structured output"):
+        stream.take(pb.GenerateResponse(started=started()), "a:1")
+    newer = started()
+    newer.provenance.structured_output.regex = "a"
+    assert stream.take(pb.GenerateResponse(started=newer), "a:1") is not None

@@ -14,6 +14,7 @@ from gradellm.wire.keywords import (
     EvaluateKeywords,
     GenerateKeywords,
     InputKeywords,
+    StructuredOutputKeywords,
     TokenizeKeywords,
 )
 
@@ -23,7 +24,9 @@ RENAMED: dict[str, dict[str, str]] = {
 }
 
 
-def names_of(*messages: Any, nested: frozenset[str] = frozenset({"input", "attribution"})) -> set[str]:
+def names_of(
+    *messages: Any, nested: frozenset[str] = frozenset({"input", "attribution", "structured_output"})
+) -> set[str]:
     """The keywords that the fields of several messages have, without the fields that are such messages."""
     return {
         RENAMED.get(message.DESCRIPTOR.name, {}).get(field.name, field.name)
@@ -45,7 +48,11 @@ def test_every_option_of_attribution_has_its_keyword() -> None:
     ("message", "keywords", "shared"),
     [
         (pb.TokenizeRequest, TokenizeKeywords, (CallKeywords, InputKeywords)),
-        (pb.GenerateRequest, GenerateKeywords, (CallKeywords, InputKeywords, AttributionKeywords)),
+        (
+            pb.GenerateRequest,
+            GenerateKeywords,
+            (CallKeywords, InputKeywords, AttributionKeywords, StructuredOutputKeywords),
+        ),
         (pb.AttributeRequest, AttributeKeywords, (CallKeywords, InputKeywords, AttributionKeywords)),
     ],
 )

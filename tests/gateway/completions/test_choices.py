@@ -16,7 +16,9 @@ from gradellm_gateway.completions.request import CompletionRequest
 TOKENS = tuple(
     PromptToken(index, text, index, index + 1, "user", 0, "", special=False) for index, text in enumerate("ab")
 )
-TOKEN = Token(index=0, id=1, text="b", start=1, end=2, logprob=-0.5, alternatives=(), word=0, source_index=1, special=False)
+TOKEN = Token(
+    index=0, id=1, text="b", start=1, end=2, logprob=-0.5, alternatives=(), word=0, source_index=1, special=False
+)
 
 
 class FakeClient:

@@ -8,9 +8,10 @@ import grpc
 import pytest
 
 from gradellm.v1 import explainer_pb2 as pb
+from gradellm_engine import InvalidRequestError, StructuredOutput
 from gradellm_engine.params import RECOMMENDED_PRESET
 from gradellm_engine.tokenization import encoder as encoder_module
-from gradellm_server.rpc.requests_from_wire import NUMERIC_SWITCHES, name_presets
+from gradellm_server.rpc.requests_from_wire import NUMERIC_SWITCHES, name_presets, read_structured_output
 from gradellm_server.rpc.wire_enums import SWITCH_ENUMS
 from server.conftest import RunningServer, Serving
 
@@ -223,3 +224,42 @@ def test_a_servers_default(serving: Serving) -> None:
             settings[name] = next(server.stub.Generate(request)).started.provenance.attribution
     assert settings["default"].magnitude == pb.MAGNITUDE_KNOCKOUT
     assert settings["a switch"].loosening == pb.LOOSENING_MIN_MAX  # as the paper's
+
+
+def constrained(message: pb.StructuredOutput) -> pb.GenerateRequest:
+    return pb.GenerateRequest(structured_output=message)
+
+
+@pytest.mark.parametrize(
+    ("message", "settings"),
+    [
+        (pb.StructuredOutput(json_schema="{}"), StructuredOutput(json_schema="{}")),
+        (pb.StructuredOutput(json_object=True), StructuredOutput(json_object=True)),
+        (pb.StructuredOutput(grammar='start: "a"'), StructuredOutput(grammar='start: "a"')),
+        (pb.StructuredOutput(regex="a"), StructuredOutput(regex="a")),
+        (pb.StructuredOutput(choice=pb.Choice(texts=["a", "b"])), StructuredOutput(choice=("a", "b"))),
+    ],
+)
+def test_what_a_completion_has_to_be(message: pb.StructuredOutput, settings: StructuredOutput) -> None:
+    assert read_structured_output(constrained(message)) == settings
+
+
+def test_without_structured_output_any_text_is_allowed() -> None:
+    assert read_structured_output(pb.GenerateRequest()) is None
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        (pb.StructuredOutput(), "structured_output"),
+        (pb.StructuredOutput(json_object=False), "structured_output.json_object"),
+        (pb.StructuredOutput(choice=pb.Choice()), "structured_output.choice"),
+        (pb.StructuredOutput(choice=pb.Choice(texts=["a"] * 10_001)), "structured_output.choice"),
+        (pb.StructuredOutput(json_schema=""), "structured_output.json_schema"),
+        (pb.StructuredOutput(regex="x" * 16_385), "structured_output.regex"),
+    ],
+)
+def test_structured_output_that_is_refused(message: pb.StructuredOutput, field: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        read_structured_output(constrained(message))
+    assert caught.value.field == field

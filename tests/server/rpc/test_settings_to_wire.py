@@ -158,3 +158,22 @@ def test_provenance_has_every_switch_and_the_seed(server: RunningServer) -> None
     assert [e.token.id for e in second if e.HasField("token")] == [e.token.id for e in first if e.HasField("token")]
     # Up to rounding: the second prompt is cached, and its last token is decoded in a pass by itself.
     assert list(second[2].attribution.scores) == pytest.approx(list(first[2].attribution.scores), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        pb.StructuredOutput(json_schema='{"type": "object"}'),
+        pb.StructuredOutput(json_object=True),
+        pb.StructuredOutput(grammar='start: "a"'),
+        pb.StructuredOutput(regex="a"),
+        pb.StructuredOutput(choice=pb.Choice(texts=["a", "b"])),
+    ],
+    ids=lambda message: str(message.WhichOneof("constraint")),
+)
+def test_structured_output_is_in_the_provenance(server: RunningServer, message: pb.StructuredOutput) -> None:
+    request = pb.GenerateRequest(input=pb.Input(prompt="x"), max_new_tokens=1, structured_output=message)
+    started = next(iter(server.stub.Generate(request))).started
+    assert started.provenance.structured_output == message
+    plain = pb.GenerateRequest(input=pb.Input(prompt="x"), max_new_tokens=1)
+    assert not next(iter(server.stub.Generate(plain))).started.provenance.HasField("structured_output")

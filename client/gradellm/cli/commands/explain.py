@@ -6,7 +6,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any, cast, get_args
 
-from gradellm.cli import batch, options
+from gradellm.cli import batch, options, structured_output
 from gradellm.cli.progress import CallProgress
 from gradellm.cli.sampling_options import add_sampling
 from gradellm.errors import InvalidRequestError
@@ -37,6 +37,7 @@ _EXAMPLES = """\
   gradellm explain "Once upon a time" --output story.html
   gradellm explain "Soup is five coins. What is the soup?" --segment menu=0:20 --citations
   gradellm explain "Mia trusts Ben. Ben likes red. Mia" --trace red
+  gradellm explain "Name a colour and a number, as JSON." --schema answer.json
   gradellm explain --batch prompts.jsonl --max-new-tokens 32 --output explanations.jsonl
 """
 _SAMPLING = (*SamplingKeywords.__annotations__, "num_alternatives")
@@ -55,6 +56,7 @@ def add_parser(commands: options.SubParsers) -> None:
     )
     group.add_argument("--forced-ids", type=options.token_ids, metavar="1,2,3", help="resume after these tokens")
     group.add_argument("--first-attribution", type=int, metavar="N", help="with --forced-ids: the first to explain")
+    structured_output.add_flags(parser)
     options.add_attribution(parser, can_be_off=True)
     options.add_server(parser)
     add_output(parser)
@@ -65,6 +67,7 @@ def add_parser(commands: options.SubParsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Generate a completion and print the result."""
     keywords = options.attribution_keywords(args) | options.given_values(args, *_SAMPLING, *_RESUMING, "timeout")
+    keywords |= structured_output.keywords(args)
     if args.batch is not None:
         check = cast("batch.Check", calls.generate)
         return batch.run(args, keywords, check, lambda client, row: client.explain(**row))

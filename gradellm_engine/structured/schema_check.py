@@ -1,0 +1,172 @@
+"""Checks of a JSON schema before it is compiled, and the place of a keyword in it.
+
+Places are JSON pointers from the schema's root, as `$ref` writes them: #/properties/name/pattern.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from gradellm_engine.errors import InvalidRequestError
+
+MAX_DEPTH = 100  # subschemas in subschemas; the compiler's own limit of nested JSON is 128
+MAX_SUBSCHEMAS = 20_000
+# Compiling an object takes time by the square of its properties: 60 ms for 500, 0.3 s for 1000, 1 s for 2000.
+MAX_PROPERTIES = 500
+MAX_ALL_PROPERTIES = 5_000
+MAX_PATTERN_PROPERTIES = 32  # each is checked for names that another one has, too
+MAX_BRANCHES = 1_000  # the parser follows at most 2000 at a time
+
+FIELD = "structured_output.json_schema"
+
+# Keywords that hold a schema, a list of schemas, and schemas by name.
+_SCHEMA = (
+    "additionalItems", "additionalProperties", "contains", "contentSchema", "else", "if", "items", "not",
+    "propertyNames", "then", "unevaluatedItems", "unevaluatedProperties",
+)  # fmt: skip
+_LISTS = ("allOf", "anyOf", "items", "oneOf", "prefixItems")
+_BY_NAME = ("$defs", "definitions", "dependencies", "dependentSchemas", "patternProperties", "properties")
+# Assertions that the compiler would pass over without a word. "x-guidance" changes what the compiler checks.
+_PASSED_OVER = ("$dynamicRef", "$recursiveRef", "dependencies", "x-guidance")
+
+
+_COUNT_LIMITS = {
+    "properties": MAX_PROPERTIES,
+    "patternProperties": MAX_PATTERN_PROPERTIES,
+    "anyOf": MAX_BRANCHES,
+    "oneOf": MAX_BRANCHES,
+}
+
+
+def parse_schema(text: str) -> dict[str, Any] | bool:
+    """A schema's JSON, checked for nesting, size and keywords that cannot be kept.
+
+    Raises:
+        InvalidRequestError: naming the place in the schema.
+    """
+    try:
+        schema = json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise _too_deep() from None
+    except ValueError as error:
+        raise InvalidRequestError(FIELD, f"is not JSON: {error}") from None
+    if not isinstance(schema, dict | bool):
+        raise InvalidRequestError(FIELD, "must be a JSON object, or true or false")
+    num_properties = 0
+    for num_schemas, (place, subschema, depth) in enumerate(subschemas(schema), start=1):
+        if depth > MAX_DEPTH:
+            raise _too_deep()
+        num_properties += _num_items(subschema, "properties")
+        for name, limit in _COUNT_LIMITS.items():
+            _check_count(f"{place}/{name}", name, _num_items(subschema, name), limit)
+        _check_count("#", "subschemas", num_schemas, MAX_SUBSCHEMAS)
+        _check_count("#", "properties in all", num_properties, MAX_ALL_PROPERTIES)
+        _check_keywords(place, subschema)
+    return schema
+
+
+def subschemas(schema: object) -> Iterator[tuple[str, dict[str, Any], int]]:
+    """The schema and all in it, with their places and depths, each before what it contains, in the text's order."""
+    stack: list[tuple[str, object, int]] = [("#", schema, 0)]
+    while stack:
+        place, subschema, depth = stack.pop()
+        if not isinstance(subschema, dict):
+            continue
+        yield place, subschema, depth
+        inner = [(f"{place}/{path}", value, depth + 1) for path, value in _parts(subschema)]
+        stack += reversed(inner)
+
+
+def place_of(schema: object, keyword: str, value: object = None) -> str:
+    """The place of the first subschema with a keyword, with that value if one is given; "#" where there is none."""
+    for place, subschema, _ in subschemas(schema):
+        if keyword in subschema and value in (None, subschema[keyword]):
+            return f"{place}/{keyword}"
+    return "#"
+
+
+def without_idle_keywords(schema: object) -> object:
+    """A copy of a checked schema without keywords that assert nothing, but that the compiler does not take.
+
+    These are `uniqueItems: false`, `propertyNames` that all names satisfy, and numbers of properties that every object
+    with the required ones, and no others than the named ones, has anyway.
+    """
+    if isinstance(schema, list):
+        return [without_idle_keywords(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kept = {name: value for name, value in schema.items() if not _is_idle(name, value, schema)}
+    for name in _BY_NAME:
+        if isinstance(kept.get(name), dict):
+            kept[name] = {key: without_idle_keywords(value) for key, value in kept[name].items()}
+    for name in {*_SCHEMA, *_LISTS} & kept.keys():
+        kept[name] = without_idle_keywords(kept[name])
+    return kept
+
+
+def _is_idle(name: str, value: object, schema: Mapping[str, Any]) -> bool:
+    match name:
+        case "uniqueItems":
+            return value is False or (value is True and schema.get("maxItems") in (0, 1))
+        case "propertyNames":
+            return value in (True, {}, {"type": "string"})
+        case "minProperties":
+            return isinstance(value, int) and value <= _num_items(schema, "required")
+        case "maxProperties":
+            is_closed = schema.get("additionalProperties") is False and not _num_items(schema, "patternProperties")
+            return is_closed and isinstance(value, int) and value >= _num_items(schema, "properties")
+    return False
+
+
+def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+    """What a schema contains, with its path from there."""
+    for name, value in schema.items():
+        if name in _BY_NAME and isinstance(value, dict):
+            for key, subschema in value.items():
+                yield f"{name}/{_escaped(key)}", subschema
+        elif name in _LISTS and isinstance(value, list):
+            for index, subschema in enumerate(value):
+                yield f"{name}/{index}", subschema
+        elif name in _SCHEMA:
+            yield name, value
+
+
+def _escaped(key: str) -> str:
+    """A key in a JSON pointer, at most 40 characters of it."""
+    return key[:40].replace("~", "~0").replace("/", "~1")
+
+
+def _check_keywords(place: str, schema: Mapping[str, Any]) -> None:
+    """Refuse keywords that would be passed over, and references to other documents.
+
+    Raises:
+        InvalidRequestError: naming keyword and place.
+    """
+    for name in _PASSED_OVER:
+        if name in schema:
+            raise InvalidRequestError(FIELD, f'at {place}: "{name}" is not supported; leave it out')
+    ref = schema.get("$ref")
+    if isinstance(ref, str) and not ref.startswith("#"):
+        raise InvalidRequestError(
+            FIELD, f'at {place}/$ref: "{ref[:40]}" is another document; put it into $defs, and refer to #/$defs/...'
+        )
+
+
+def _num_items(schema: Mapping[str, Any], name: str) -> int:
+    value = schema.get(name)
+    return len(value) if isinstance(value, dict | list) else 0
+
+
+def _check_count(place: str, kind: str, count: int, limit: int) -> None:
+    if count > limit:
+        raise InvalidRequestError(FIELD, f"at {place}: {count:,} {kind}; the limit is {limit:,}: leave some out")
+
+
+def _too_deep() -> InvalidRequestError:
+    return InvalidRequestError(FIELD, f"is nested more than {MAX_DEPTH} deep: flatten it, or use $defs")
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")

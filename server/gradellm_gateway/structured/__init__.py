@@ -1,0 +1,1 @@
+"""Structured output: the fields of OpenAI and vLLM that constrain an answer."""
