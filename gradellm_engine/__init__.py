@@ -88,6 +88,7 @@ if TYPE_CHECKING:
     from gradellm_engine.tokenization.prompt_input import MessageSpan, PromptInput, Segment
     from gradellm_engine.tokenization.prompt_limits import PromptLimits
     from gradellm_engine.tokenization.prompt_reader import check_token_ids
+    from gradellm_engine.tokenization.tools import ToolCall
     from gradellm_engine.utils.memory import gpu_memory
 
 __all__ = [
@@ -163,6 +164,7 @@ __all__ = [
     "Switches",
     "TokenSelection",
     "TokenizerError",
+    "ToolCall",
     "UnsupportedModelError",
     "Verdict",
     "check_checkpoint",

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gradellm_engine import InvalidRequestError, Message, Prompt, PromptInput, Role, Segment
 from gradellm_engine.tokenization import chat_template
-from gradellm_engine.tokenization.chat_template import MAX_RUNS, Placement, place_messages, render
+from gradellm_engine.tokenization.chat_template import MAX_RUNS, Placement, Tools, place_messages, render
 from gradellm_engine.tokenization.encoder import TextEncoder
 from gradellm_engine.tokenization.prompt_reader import read_prompt
 
@@ -187,9 +187,9 @@ def test_the_template_runs_a_bounded_number_of_times(
 ) -> None:
     runs: list[int] = []
 
-    def counting(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> str:
+    def counting(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, tools: Tools = ()) -> str:
         runs.append(sum(len(message.content) for message in messages))
-        return render(messages, tokenizer)
+        return render(messages, tokenizer, tools)
 
     monkeypatch.setattr(chat_template, "render", counting)
     upside_down = (
