@@ -14,7 +14,14 @@ from gradellm.parsers.reasoning import CLOSING, OPENING, ReasoningParser
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["CALL_PARSERS", "REASONING_PARSERS", "ReasoningParserName", "call_parser", "reasoning_parser"]
+__all__ = [
+    "CALL_PARSERS",
+    "MARKER_TEXTS",
+    "REASONING_PARSERS",
+    "ReasoningParserName",
+    "call_parser",
+    "reasoning_parser",
+]
 
 CALL_PARSERS: dict[str, type[CallParser]] = {
     "hermes": HermesParser,
@@ -26,6 +33,8 @@ CALL_PARSERS: dict[str, type[CallParser]] = {
     "qwen3_xml": Qwen3CoderParser,
 }
 """Parsers of calls, by vLLM's names."""
+MARKER_TEXTS = frozenset({OPENING, CLOSING, "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>"})
+"""Texts that are special tokens of some models, which have no text in a completion."""
 ReasoningParserName = Literal["none", "qwen3", "deepseek_r1"]
 REASONING_PARSERS: tuple[ReasoningParserName, ...] = ("none", "qwen3", "deepseek_r1")
 """Parsers of reasoning. qwen3: an answer that begins with <think>, or whose prompt ends with it. deepseek_r1: every

@@ -33,7 +33,7 @@ ARGUMENTS = '{"city": "Bonn", "at": [1, {"h": "}"}]}'
         ('<tool_call>{"name": "", "arguments": {}}</tool_call>', [], None),
         ('<tool_call>{"name": "f", "arguments": [1]}</tool_call>', [], None),
         ('<tool_call>{"name": "f", "arguments": {"a": NaN}}</tool_call>', [], None),
-        ('<tool_call>{"name": "f", "arguments": {"a": tru}}</tool_call>', [], None),
+        ('<tool_call>{"name": "f", "arguments": {"a": nul}}</tool_call>', [], None),
         ('<tool_call>{"name": "f", "arguments": {"a": 1}, "parameters": {}}</tool_call>', [], None),
         ('<tool_call>{"arguments": {}}</tool_call> \n', [], None),
         ("  \n", [], None),

@@ -14,7 +14,7 @@ from gradellm.parsers.reasoning import ReasoningParser
         (False, "\n<think>\na\n</think>\n\nb", "\na\n", "\n\nb", (0, 19)),
         (False, "a<think>b</think>", "", "a<think>b</think>", (0, 0)),
         (False, " <thin", "", " <thin", (0, 0)),
-        (False, "<think>a < b</thi", "a < b</thi", "", (0, 17)),
+        (False, "<think>a < b</thin", "a < b</thin", "", (0, 18)),
         (True, "a</think>b", "a", "b", (0, 9)),
         (True, " a", " a", "", (0, 2)),
         (True, "<think>a</think>b", "a", "b", (0, 16)),

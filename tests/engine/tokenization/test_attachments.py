@@ -14,7 +14,7 @@ from gradellm_engine.tokenization import attachments, chat_template
 from gradellm_engine.tokenization.encoder import TextEncoder
 from gradellm_engine.tokenization.prompt_reader import read_prompt
 from gradellm_engine.tokenization.tools import ToolCall
-from support.chat_templates import HERMES, LLAMA3, QWEN3_CODER
+from support.tools.templates import HERMES, LLAMA3, QWEN3_CODER
 
 Tokenizers = Callable[[str], PreTrainedTokenizerBase]
 WEATHER = {

@@ -13,7 +13,7 @@ from gradellm_engine.tokenization import encoder as encoder_module
 from gradellm_server.rpc.requests_from_wire import NUMERIC_SWITCHES, name_presets
 from gradellm_server.rpc.wire_enums import SWITCH_ENUMS
 from server.conftest import RunningServer, Serving
-from support.chat_templates import SHORT
+from support.tools.templates import SHORT
 
 MANY = 100_000
 PROMPT = pb.Input(prompt="a")
