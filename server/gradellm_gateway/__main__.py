@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gradellm.parsers.registry import CALL_PARSERS, REASONING_PARSERS
 from gradellm.transport.credentials import is_local
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from gradellm import GradellmError
     from gradellm_gateway.app import gateway
     from gradellm_gateway.connections import Limits, uvicorn_config
+    from gradellm_gateway.tools.forms import AnswerForms
 
     hosts = ["*"] if not is_local(host) else ["localhost", host, *(options.allow_host or ())]
     refusals: list[str] = []
@@ -57,7 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
     config = uvicorn_config(
-        gateway(client, upstream=upstream, allow_origins=options.allow_origin or (), allow_hosts=hosts),
+        gateway(
+            client,
+            upstream=upstream,
+            forms=AnswerForms(options.tool_call_parser, options.reasoning_parser),
+            allow_origins=options.allow_origin or (),
+            allow_hosts=hosts,
+        ),
         limits=Limits(connections=options.max_connections),
         host=host,
         port=port,
@@ -178,9 +186,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--target-tls", action="store_true", help="connect with TLS")
     group.add_argument("--target-tls-ca", metavar="FILE", help="CA of its certificate (PEM); implies --target-tls")
+    _add_parser_flags(parser)
     _add_upstream_flags(parser)
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     return parser
+
+
+def _add_parser_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("answers of the explanation server")
+    group.add_argument(
+        "--tool-call-parser",
+        choices=tuple(CALL_PARSERS),
+        help="the form in which the model calls tools; by default by the look of its chat template",
+    )
+    group.add_argument(
+        "--reasoning-parser",
+        choices=REASONING_PARSERS,
+        default="qwen3",
+        help="qwen3: an answer that begins with <think>, or whose prompt ends with it; deepseek_r1: every answer up to "
+        "</think>; none: reasoning is content (default: %(default)s)",
+    )
 
 
 def _add_upstream_flags(parser: argparse.ArgumentParser) -> None:

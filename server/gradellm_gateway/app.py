@@ -39,6 +39,7 @@ from gradellm_gateway.fields import FieldNames, object_, quoted, truncated
 from gradellm_gateway.picture_request import PictureRequest
 from gradellm_gateway.request_body import read_json
 from gradellm_gateway.streaming import CLIENT_CLOSED_REQUEST, stream_response, unless_disconnected
+from gradellm_gateway.tools.forms import AnswerForms
 from gradellm_gateway.upstream.routes import UpstreamRoutes
 
 PAGE = Path(__file__).parent / "page"
@@ -62,6 +63,7 @@ def gateway(
     client: AsyncClient,
     *,
     upstream: UpstreamRoutes | None = None,
+    forms: AnswerForms | None = None,
     allow_origins: Sequence[str] = (),
     allow_hosts: Sequence[str] = ("*",),
 ) -> Starlette:
@@ -70,6 +72,7 @@ def gateway(
     Args:
         client: calls the explanation server; the app closes it when it shuts down.
         upstream: another engine, which generates; by default the explanation server does.
+        forms: how answers are read; by default by the look of the model's chat template.
         allow_origins: origins whose pages may call, besides the gateway's own (CORS).
         allow_hosts: Host headers that are answered; "*" for all. Any other host may be DNS rebinding by a foreign page.
     """
@@ -80,7 +83,7 @@ def gateway(
             yield
         await client.close()
 
-    routes = _Routes(client, upstream)
+    routes = _Routes(client, upstream, forms or AnswerForms())
     generating = [
         Route("/v1/chat/completions", routes.chat, methods=["POST"]),
         Route("/v1/models", routes.models, methods=["GET"]),
@@ -214,19 +217,20 @@ async def _on_unexpected_error(request: Request, error: Exception) -> Response:
 
 
 class _Routes:
-    def __init__(self, client: AsyncClient, upstream: UpstreamRoutes | None) -> None:
-        self._client, self._upstream = client, upstream
+    def __init__(self, client: AsyncClient, upstream: UpstreamRoutes | None, forms: AnswerForms) -> None:
+        self._client, self._upstream, self._forms = client, upstream, forms
 
     async def chat(self, request: Request) -> Response:
         client, body = await self._client_of(request), await read_json(request)
         chat_request = ChatRequest.from_json(body)
         name = await self._model_name(client, body.get("model"))
-        completion = Completion(chat_request, name)
+        form, tools = await self._forms.of(client, chat_request.tools)
+        completion, keywords = Completion(chat_request, name, form), chat_request.keywords | tools
         try:
             if chat_request.is_streamed:
-                events = _with_caller_names(client.generate(**chat_request.keywords), chat_request.names)
+                events = _with_caller_names(client.generate(**keywords), chat_request.names)
                 return await stream_response(request, events, completion.chunks)
-            explanation = await unless_disconnected(request, client.explain(**chat_request.keywords))
+            explanation = await unless_disconnected(request, client.explain(**keywords))
         except InvalidRequestError as error:
             raise chat_request.names.error(error) from error
         return CLIENT_CLOSED_REQUEST if explanation is None else AsciiJSONResponse(completion.response(explanation))

@@ -15,11 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gradellm import Event, Explanation, InvalidRequestError
+from gradellm.explanation.explanation import Collector
 from gradellm.models import Finished, Token
 from gradellm.wire.keywords import AttributionKeywords
 from gradellm_gateway.documents import CitedDocuments, source_event, with_documents
 from gradellm_gateway.event_objects import EventObjects, Extras, citation_objects
 from gradellm_gateway.fields import FieldNames, check_fields, messages, truncated
+from gradellm_gateway.tools.answer import AnswerForm, AnswerReader
+from gradellm_gateway.tools.request import ToolRequest
 
 _GRADELLM_FIELDS = {
     *AttributionKeywords.__annotations__,
@@ -50,6 +53,7 @@ class ChatRequest:
         extras: what it asks for beside events.
         documents: that its answer can cite.
         logprobs: whether log-probabilities are returned.
+        tools: its tools.
     """
 
     keywords: dict[str, Any]
@@ -60,6 +64,7 @@ class ChatRequest:
     extras: Extras
     documents: CitedDocuments
     logprobs: bool
+    tools: ToolRequest = field(default_factory=ToolRequest)
 
     @classmethod
     def from_json(cls, body: Any) -> ChatRequest:  # noqa: ANN401 (whatever a client sent)
@@ -99,6 +104,7 @@ class ChatRequest:
             extras=extras,
             documents=documents,
             logprobs=body.get("logprobs") is True,
+            tools=ToolRequest.of(body),
         )
 
 
@@ -119,18 +125,22 @@ class Completion:
     Attributes:
         request: the request that it responds to.
         model: the model's name in the response.
+        form: how its text is read.
         id: OpenAI's completion id.
         created: seconds since the epoch.
     """
 
     request: ChatRequest
     model: str
+    form: AnswerForm = field(default_factory=AnswerForm)
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
     _is_in_character: bool = False  # the last token ended inside a multi-byte character
 
     def __post_init__(self) -> None:
         self._objects = EventObjects(self.request.extras)
+        self._reader = AnswerReader(self.form)
+        self._collector = Collector() if self.form.parser is not None and self.request.is_explained else None
         self._offset: int | None = None  # of the answer in the completion, which begins with forced tokens
 
     def chunks(self, event: Event) -> list[dict[str, Any]]:
@@ -138,16 +148,25 @@ class Completion:
         own = {"gradellm": self._objects.of(event)} if self.request.is_explained else {}
         if event.token is not None and self._offset is None:
             self._offset = event.token.start
+        if self._collector is not None and any((event.started, event.token, event.attribution, event.finished)):
+            self._collector.add(event)
         if event.started is not None:
+            self._reader.start(event.started)
             return [self._chunk({"role": "assistant", "content": ""}) | own]
         if event.token is not None:
-            return [self._chunk({"content": event.token.text}, logprobs=self._logprobs([event.token])) | own]
+            delta, logprobs = self._reader.add(event.token), self._logprobs([event.token])
+            is_shown = delta or own or logprobs or self.form.parser is None
+            return [self._chunk(delta or {"content": ""}, logprobs=logprobs) | own] if is_shown else []
         if event.finished is not None:
+            rest = self._reader.finish()
+            last = [self._chunk(rest)] if rest else []
+            if self._collector is not None:
+                own["gradellm"]["tool_calls"] = self.form.origins(self._collector.explanation())
             citations = own["gradellm"]["citations"] if self.request.extras.citations else []
             delta = {"annotations": self._annotations(citations)} if self.request.extras.citations else {}
             sources = self.request.documents.sources(citations)
-            chunks = [self._chunk({}) | source_event(source) for source in sources]
-            chunks.append(self._chunk(delta, _reason(event.finished)) | own)
+            chunks = last + [self._chunk({}) | source_event(source) for source in sources]
+            chunks.append(self._chunk(delta, self._reason(event.finished)) | own)
             if self.request.includes_usage:
                 chunks.append(self._head("chat.completion.chunk") | {"choices": [], "usage": _usage(event.finished)})
             return chunks
@@ -156,15 +175,18 @@ class Completion:
     def response(self, explanation: Explanation) -> dict[str, Any]:
         """The response of a completion that is not streamed."""
         finished = explanation.finished
+        message = self._reader.message(explanation)
         choice: dict[str, Any] = {
             "index": 0,
-            "message": {"role": "assistant", "content": explanation.text, "refusal": None},
+            "message": {"role": "assistant", **message, "refusal": None},
             "logprobs": self._logprobs(explanation.tokens),
-            "finish_reason": "stop" if finished is None else _reason(finished),
+            "finish_reason": "stop" if finished is None else self._reason(finished),
         }
         answer = self._head("chat.completion") | {"choices": [choice], "usage": finished and _usage(finished)}
         if self.request.is_explained:
             answer["gradellm"] = json.loads(explanation.to_json())
+            if self.form.parser is not None:
+                answer["gradellm_tool_calls"] = self.form.origins(explanation)
         if self.request.extras.citations:
             citations = answer["gradellm_citations"] = citation_objects(explanation)
             self._offset = explanation.tokens[0].start if explanation.tokens else None
@@ -172,8 +194,15 @@ class Completion:
             answer["sources"] = self.request.documents.sources(citations)
         return answer
 
+    def _reason(self, finished: Finished) -> str:
+        """As OpenAI's: "tool_calls", unless the request names the tool, or the text ended early."""
+        reason = _REASONS.get(finished.reason or "", "stop")
+        is_called = self._reader.has_calls and self.form.request.choice != "named"
+        return "tool_calls" if is_called and reason == "stop" else reason
+
     def _annotations(self, citations: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return self.request.documents.annotations(citations, self._offset or 0)
+        start, length = self._reader.content_span
+        return self.request.documents.annotations(citations, (self._offset or 0) + start, length)
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
@@ -205,10 +234,6 @@ class Completion:
 def _bytes(text: str) -> list[int] | None:
     """A token's bytes; None if its text does not determine them: part of a character, or a special token."""
     return None if not text or REPLACEMENT in text else list(text.encode())
-
-
-def _reason(finished: Finished) -> str:
-    return _REASONS.get(finished.reason or "", "stop")
 
 
 def _usage(finished: Finished) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def test_sampling_and_parts_of_messages(client: openai.OpenAI, server: RunningSe
         ({"stop": ""}, "stop"),
         ({"stop": ["a", ""]}, "stop[1]"),
         ({"n": 2}, "n"),
-        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
         ({"frequency_penalty": 1}, "frequency_penalty"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"messages": []}, "messages"),

@@ -4,53 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
-from client.explanation.conftest import explanation as simple
-from gradellm import Attribution, Explanation, InvalidExplanationError, PromptToken, Source, Token
+from gradellm import Attribution, Explanation, InvalidExplanationError, Source
 from gradellm.explanation.tool_calls import tool_calls
-
-PROMPT = (  # text, role, message, segment
-    ("<s>", "template", None, ""),
-    ('{"name":"weather"}', "system", None, "tool:weather"),
-    ('{"name":"time"}', "system", None, "tool:time"),
-    ("How is ", "user", 0, ""),
-    ("Bonn", "user", 0, "town"),
-    ("yes", "tool", 1, ""),
-)
-ANSWER = (
-    "<tool_call>",
-    '{"name": "',
-    "wea",
-    "ther",
-    '", "arguments": {"city": "',
-    "Bo",
-    "nn",
-    '", "n": ',
-    "2",
-    "}}",
-    "",
-)
-HIGH = {2: 1, 3: 1, 5: 4, 6: 4, 8: 5}  # the token's column with the score 3; the others have 0.25
-
-
-def called(**changes: Any) -> Explanation:
-    start, prompt = 0, []
-    for index, (text, role, message, segment) in enumerate(PROMPT):
-        prompt.append(PromptToken(index, text, start, start + len(text), role, message, segment, role == "template"))  # type: ignore[arg-type]
-        start += len(text)
-    start, tokens = 0, []
-    for index, text in enumerate(ANSWER):
-        tokens.append(Token(index, 50 + index, text, start, start + len(text), -1.0, (), not text, None))
-        start += len(text)
-    rows = [
-        Attribution(index, tuple(3.0 if HIGH.get(index) == column else 0.25 for column in range(6)), (), 0, None)
-        for index in range(len(ANSWER))
-    ]
-    started = replace(simple().started, prompt_text="".join(part[0] for part in PROMPT), prompt_tokens=tuple(prompt))
-    return Explanation(replace(started, **changes), tuple(tokens), tuple(rows), None)
+from support.tools.answers import PROMPT, called
 
 
 def test_each_name_and_argument_has_its_sources() -> None:
