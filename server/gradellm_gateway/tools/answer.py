@@ -62,7 +62,7 @@ class AnswerReader:
     def __init__(self, form: AnswerForm) -> None:
         self._form = form
         self._parser: AnswerParser | None = None
-        self._texts: dict[int, str] = {}
+        self._texts = form.marker_texts
         self._num_calls = 0
         self._num_inserted = 0  # code points of markers that the completion's text does not have
 

@@ -36,7 +36,7 @@ class ToolRequest:
     @classmethod
     def of(cls, body: Mapping[str, Any]) -> ToolRequest:
         """Read a request whose fields have the right types. Raises InvalidRequestError, which names the field."""
-        definitions = body.get("tools") or []
+        definitions = tuple(body.get("tools") or ())
         if len(definitions) > MAX_TOOLS:
             raise InvalidRequestError.of("tools", f"{len(definitions):,} tools; the limit is {MAX_TOOLS}: send fewer")
         names = [_name(f"tools[{index}]", tool) for index, tool in enumerate(definitions)]
