@@ -35,6 +35,8 @@ _EXAMPLES = """\
   gradellm explain "Once upon a time" --output story.html
   gradellm explain "Soup is five coins. What is the soup?" --segment menu=0:20 --citations
   gradellm explain "Mia trusts Ben. Ben likes red. Mia" --trace red
+  gradellm explain "What is the soup?" --chat --document menu=menu.txt --citations
+  gradellm explain "How is the weather in Bonn?" --tools tools.json --format json
   gradellm explain --batch prompts.jsonl --max-new-tokens 32 --output explanations.jsonl
 """
 _SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop", "num_alternatives")
@@ -113,7 +115,7 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--citations",
         action="store_true",
-        help="print each sentence of the answer with the documents, named with --segment, that it was drawn from; "
+        help="print each sentence of the answer with the documents (--document, --segment) that it was drawn from; "
         "with --format json as JSON",
     )
     group.add_argument(
@@ -152,8 +154,10 @@ def check_output(args: argparse.Namespace) -> None:
 def _check_citations(args: argparse.Namespace) -> None:
     if args.format not in (None, "json"):
         raise InvalidRequestError.of("format", f"{args.format} cannot be combined with --citations; json can")
-    if not args.segment:
-        raise InvalidRequestError.of("citations", "needs documents: name the range of each with --segment")
+    if not (args.segment or args.document):
+        raise InvalidRequestError.of(
+            "citations", "needs documents: give each with --document, or name its range with --segment"
+        )
     if args.attribution == "none":
         raise InvalidRequestError.of("attribution", "none cannot be combined with --citations")
 
