@@ -137,7 +137,7 @@ class Client:
         The request is validated at once and sent when iteration begins. Leaving the loop cancels the call. `on_event`
         is called with every event, including `prompt_progress`, the progress of a long prefill, which is not yielded.
 
-        Keywords: messages or prompt_ids in place of prompt, segments; max_new_tokens, temperature, top_k, top_p, seed,
+        Keywords: messages or prompt_ids in place of prompt, segments, tools; max_new_tokens, temperature, top_k, top_p, seed,
         stop, num_alternatives, forced_ids, first_attribution; attribution (a preset: "recommended", "paper",
         "unloosened", "grad_eclip", "knockout", "head_abs_no_sink" or "step_relevance"; by default the server's; None
         for tokens only), method, loosening, layers, similarity, rotary, rectify, magnitude, normalise_over, sink,
@@ -259,7 +259,7 @@ class Client:
         return EvaluationReport.from_events(self._events(calls.evaluate(prompt, keywords), on_event))
 
     def tokenize(self, prompt: str | None = None, **keywords: Unpack[TokenizeKeywords]) -> TokenizedPrompt:
-        """Render and tokenize a prompt exactly as `generate` does. Keywords: messages, prompt_ids, segments."""
+        """Render and tokenize a prompt exactly as `generate` does. Keywords: messages, prompt_ids, segments, tools."""
         return self._unary(calls.tokenize(prompt, keywords), self._session.retry)
 
     def server_info(self, **keywords: Unpack[CallKeywords]) -> ServerInfo:
