@@ -137,8 +137,8 @@ class Client:
         The request is validated at once and sent when iteration begins. Leaving the loop cancels the call. `on_event`
         is called with every event, including `prompt_progress`, the progress of a long prefill, which is not yielded.
 
-        Keywords: messages or prompt_ids in place of prompt, segments, tools; max_new_tokens, temperature, top_k, top_p, seed,
-        stop, num_alternatives, forced_ids, first_attribution; attribution (a preset: "recommended", "paper",
+        Keywords: messages or prompt_ids in place of prompt, segments, tools; max_new_tokens, temperature, top_k, top_p,
+        seed, stop, num_alternatives, forced_ids, first_attribution; attribution (a preset: "recommended", "paper",
         "unloosened", "grad_eclip", "knockout", "head_abs_no_sink" or "step_relevance"; by default the server's; None
         for tokens only), method, loosening, layers, similarity, rotary, rectify, magnitude, normalise_over, sink,
         gradient, target, contrast, sources, resolution, top_k_sources, delivery, chunk_size, tokens; see

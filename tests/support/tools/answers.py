@@ -20,8 +20,8 @@ PROMPT = (  # text, role, message, segment
 ANSWER = (
     "<tool_call>",
     '{"name": "',
-    "wea",
-    "ther",
+    "weath",
+    "er",
     '", "arguments": {"city": "',
     "Bo",
     "nn",
