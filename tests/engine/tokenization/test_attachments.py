@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from gradellm_engine import InvalidRequestError, Message, Prompt, PromptInput, Role, Segment
 from gradellm_engine.tokenization import attachments, chat_template
 from gradellm_engine.tokenization.encoder import TextEncoder
 from gradellm_engine.tokenization.prompt_reader import read_prompt
-from gradellm_engine.tokenization.tools import ToolCall
+from gradellm_engine.tokenization.tools import ToolCall, call_parser
 from support.tools.templates import HERMES, LLAMA3, QWEN3_CODER
 
 Tokenizers = Callable[[str], PreTrainedTokenizerBase]
@@ -170,3 +172,16 @@ def test_the_template_runs_a_bounded_number_of_times(read: Read, monkeypatch: py
     prompt = read(changing, tools=json.dumps(tools))
     assert runs <= 1 + chat_template.MAX_RUNS + attachments.MAX_RUNS
     assert all(segment(prompt, name).startswith("{") for name in prompt.segments)
+
+
+def test_a_real_template() -> None:
+    folder = Path(os.environ.get("GRADELLM_REAL_MODELS", "")) / "qwen"
+    if not (folder / "tokenizer.json").is_file():
+        pytest.skip("GRADELLM_REAL_MODELS names no folder with qwen/ in it")
+    tokenizer = AutoTokenizer.from_pretrained(folder)  # type: ignore[no-untyped-call]
+    prompt = read_prompt(PromptInput(messages=CHAT, tools=TOOLS), TextEncoder(tokenizer), len(tokenizer))
+    assert json.loads(segment(prompt, "tool:get_weather")) == WEATHER
+    assert text_of(prompt, lambda token: token.message == 1).rstrip().endswith('"arguments": {}}')
+    assert text_of(prompt, lambda token: token.message == 3).strip() == "noon"
+    assert prompt.unplaced_messages == ()
+    assert call_parser(tokenizer.chat_template) == "hermes"

@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 
 from gradellm_engine import InvalidRequestError, Message, PromptInput
-from gradellm_engine.tokenization.tools import MAX_LEVELS, MAX_TOOLS, ToolCall, read_arguments, read_tools, segment_of
+from gradellm_engine.tokenization.tools import (
+    MAX_LEVELS,
+    MAX_TOOLS,
+    ToolCall,
+    call_parser,
+    read_arguments,
+    read_tools,
+    segment_of,
+)
+from support.tools.templates import HERMES, LLAMA3, MISTRAL, QWEN3_CODER
 
 
 def tool(name: object = "f", **function: Any) -> dict[str, Any]:
@@ -85,3 +94,11 @@ def test_messages_check_their_calls(message: Message, field: str) -> None:
 def test_tools_need_messages() -> None:
     with pytest.raises(InvalidRequestError, match=r"input\.tools"):
         PromptInput(prompt="x", tools=json.dumps([tool()]))
+
+
+@pytest.mark.parametrize(
+    ("template", "parser"),
+    [(HERMES, "hermes"), (LLAMA3, "llama3_json"), (MISTRAL, "mistral"), (QWEN3_CODER, "qwen3_coder"), ("{{ x }}", "")],
+)
+def test_the_form_of_calls_is_that_of_the_template(template: str, parser: str) -> None:
+    assert call_parser(template) == parser

@@ -13,14 +13,16 @@ import openai
 import pytest
 import uvicorn
 
-from gradellm import Explanation, Token
+from gradellm import Client, Explanation, Token
 from gradellm_gateway.app import gateway as make_app
 from gradellm_gateway.connections import uvicorn_config
 from gradellm_gateway.tools.answer import AnswerForm, AnswerReader
 from gradellm_gateway.tools.forms import AnswerForms
 from gradellm_gateway.tools.request import ToolRequest
+from server.conftest import RunningServer
 from support.tools.answers import called
 from support.tools.scripted import ScriptedClient
+from support.tools.templates import SHORT
 
 TOOLS: Any = [
     {"type": "function", "function": {"name": name, "parameters": {"type": "object"}}} for name in ("weather", "time")
@@ -193,3 +195,35 @@ def test_the_place_of_the_content_in_the_completion() -> None:
         reader.add(Token(index, 7, text, 0, 0, 0.0, (), not text, None))
     reader.finish()
     assert reader.content_span == (len("Hm.</think>"), len("Yes."))
+
+
+def test_a_model_whose_template_has_no_tools(client: openai.OpenAI, server: RunningServer) -> None:
+    with Client(server.address) as direct:
+        expected = direct.explain(messages=MESSAGES, max_new_tokens=4, attribution=None)
+    answer = client.chat.completions.create(model="gradellm", messages=MESSAGES, tools=TOOLS, max_tokens=4)
+    assert answer.choices[0].message.content == expected.text
+    with pytest.raises(openai.BadRequestError, match="the model's chat template has no tools") as caught:
+        client.chat.completions.create(model="gradellm", messages=MESSAGES, tools=TOOLS, tool_choice="required")
+    assert caught.value.param == "tool_choice"
+    call = {"id": "c", "type": "function", "function": {"name": "time", "arguments": "{}"}}
+    history: Any = [*MESSAGES, {"role": "assistant", "tool_calls": [call]}]
+    with pytest.raises(openai.BadRequestError, match="has no calls of tools") as caught:
+        client.chat.completions.create(model="gradellm", messages=history)
+    assert caught.value.param == "messages[1].tool_calls"
+
+
+def test_a_history_with_tools_is_generated_from(
+    client: openai.OpenAI, server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.engine.model.tokenizer, "chat_template", SHORT)
+    call = {"id": "c", "type": "function", "function": {"name": "time", "arguments": "{}"}}
+    history: Any = [
+        *MESSAGES,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "noon"},
+    ]
+    answer: Any = client.chat.completions.create(
+        model="gradellm", messages=history, max_tokens=2, extra_body={"gradellm": {}}
+    )
+    roles = {token["message"]: token["role"] for token in answer.gradellm["started"]["prompt_tokens"]}
+    assert roles == {None: "template", 0: "user", 1: "assistant", 2: "tool"}

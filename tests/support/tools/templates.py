@@ -54,7 +54,7 @@ MISTRAL = (
 )
 """As Mistral before its tokenizer 11."""
 SHORT = (
-    "{% for t in tools %}{{ t | tojson }}\n{% endfor %}{% for m in messages %}[{{ m.role }}]{{ m.content }}"
+    "{% for t in tools or [] %}{{ t | tojson }}\n{% endfor %}{% for m in messages %}[{{ m.role }}]{{ m.content }}"
     '{% for c in m.tool_calls %}<tool_call>{"name": "{{ c.function.name }}", "arguments": '
     "{{ c.function.arguments | tojson }}}</tool_call>{% endfor %}{% endfor %}[assistant]"
 )
