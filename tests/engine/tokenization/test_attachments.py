@@ -178,7 +178,7 @@ def test_a_real_template() -> None:
     folder = Path(os.environ.get("GRADELLM_REAL_MODELS", "")) / "qwen"
     if not (folder / "tokenizer.json").is_file():
         pytest.skip("GRADELLM_REAL_MODELS names no folder with qwen/ in it")
-    tokenizer = AutoTokenizer.from_pretrained(folder)  # type: ignore[no-untyped-call]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     prompt = read_prompt(PromptInput(messages=CHAT, tools=TOOLS), TextEncoder(tokenizer), len(tokenizer))
     assert json.loads(segment(prompt, "tool:get_weather")) == WEATHER
     assert text_of(prompt, lambda token: token.message == 1).rstrip().endswith('"arguments": {}}')
