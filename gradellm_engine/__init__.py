@@ -96,6 +96,7 @@ if TYPE_CHECKING:
     from gradellm_engine.tokenization.prompt_limits import PromptLimits
     from gradellm_engine.tokenization.prompt_reader import check_token_ids
     from gradellm_engine.tokenization.template_options import TemplateOptions
+    from gradellm_engine.tokenization.tools import ToolCall
     from gradellm_engine.utils.memory import gpu_memory
 
 __all__ = [
@@ -180,6 +181,7 @@ __all__ = [
     "TemplateOptions",
     "TokenSelection",
     "TokenizerError",
+    "ToolCall",
     "UnsupportedModelError",
     "Verdict",
     "check_checkpoint",

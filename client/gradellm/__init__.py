@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     )
     from gradellm.evaluation.report import EvaluationReport
     from gradellm.explanation.explanation import Explanation
+    from gradellm.explanation.tool_calls import ArgumentOrigin, CallSource, ToolCallOrigin
     from gradellm.following.asynchronous import AsyncFollowing
     from gradellm.following.synchronous import Following
     from gradellm.models import (
@@ -77,11 +78,13 @@ __all__ = [
     "Agreement",
     "AgreementTotal",
     "Alternative",
+    "ArgumentOrigin",
     "AsyncClient",
     "AsyncFollowing",
     "Attribution",
     "AttributionSettings",
     "CallCancelledError",
+    "CallSource",
     "Client",
     "ClientClosedError",
     "DeadlineExceededError",
@@ -120,6 +123,7 @@ __all__ = [
     "Tls",
     "Token",
     "TokenizedPrompt",
+    "ToolCallOrigin",
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",
@@ -129,14 +133,17 @@ __all__ = [
 ]
 
 _MODULES = {
+    "ArgumentOrigin": "explanation.tool_calls",
     "AsyncClient": "aio",
     "AsyncFollowing": "following.asynchronous",
+    "CallSource": "explanation.tool_calls",
     "Client": "client",
     "EvaluationReport": "evaluation.report",
     "Explanation": "explanation.explanation",
     "Following": "following.synchronous",
     "Retry": "transport.retry",
     "Tls": "transport.credentials",
+    "ToolCallOrigin": "explanation.tool_calls",
     "Violation": "errors",
 }
 

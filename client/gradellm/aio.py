@@ -206,7 +206,7 @@ class AsyncClient:
         return EvaluationReport.from_events([event async for event in events])
 
     async def tokenize(self, prompt: str | None = None, **keywords: Unpack[TokenizeKeywords]) -> TokenizedPrompt:
-        """Render and tokenize a prompt exactly as `generate` does. Keywords: messages, prompt_ids, segments."""
+        """Render and tokenize a prompt exactly as `generate` does. Keywords: messages, prompt_ids, segments, tools."""
         return await self._unary(calls.tokenize(prompt, keywords), self._session.retry)
 
     async def server_info(self, **keywords: Unpack[CallKeywords]) -> ServerInfo:

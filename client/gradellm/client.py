@@ -137,8 +137,8 @@ class Client:
         The request is validated at once and sent when iteration begins. Leaving the loop cancels the call. `on_event`
         is called with every event, including `prompt_progress`, the progress of a long prefill, which is not yielded.
 
-        Keywords: messages or prompt_ids in place of prompt, segments, options of the chat template; max_new_tokens,
-        temperature, top_k, top_p, seed, stop and other settings of sampling (SamplingKeywords), num_alternatives,
+        Keywords: messages or prompt_ids in place of prompt, segments, tools, options of the chat template;
+        max_new_tokens, temperature, top_k, top_p, seed, stop and other settings of sampling (SamplingKeywords), num_alternatives,
         forced_ids, first_attribution; json_schema, json_object, grammar, regex or choice, which constrain the
         completion; attribution (a preset: "recommended", "paper", "unloosened", "grad_eclip", "knockout",
         "head_abs_no_sink" or "step_relevance"; by default the server's; None for tokens only), method, loosening,
@@ -261,7 +261,7 @@ class Client:
         return EvaluationReport.from_events(self._events(calls.evaluate(prompt, keywords), on_event))
 
     def tokenize(self, prompt: str | None = None, **keywords: Unpack[TokenizeKeywords]) -> TokenizedPrompt:
-        """Render and tokenize a prompt exactly as `generate` does. Keywords: messages, prompt_ids, segments."""
+        """Render and tokenize a prompt exactly as `generate` does. Keywords: messages, prompt_ids, segments, tools."""
         return self._unary(calls.tokenize(prompt, keywords), self._session.retry)
 
     def server_info(self, **keywords: Unpack[CallKeywords]) -> ServerInfo:

@@ -44,7 +44,9 @@ from gradellm_engine.model.self_checks import (
     is_batch_variant,
     runner_logits,
 )
+from gradellm_engine.tokenization.chat_template import has_tools
 from gradellm_engine.tokenization.encoder import TextEncoder
+from gradellm_engine.tokenization.tools import call_parser
 
 DEMO_NAME = "gradellm demo model"
 Progress = Callable[[str], None]
@@ -72,6 +74,8 @@ class ModelInfo:
         vocab_size: the limit of token ids.
         context_tokens: the limit of prompt and completion together.
         has_chat_template: whether the model takes messages.
+        has_tools: whether its chat template has tools.
+        tool_call_parser: the form of its calls of tools, by the look of the template; empty where it is none of ours.
         config_sha256: a hash of the other settings that affect numbers and tokens: config.json without names, versions
             and stored dtype, and the tokens that begin and end a text. Empty for a model not loaded from files.
     """
@@ -94,6 +98,8 @@ class ModelInfo:
     context_tokens: int
     has_chat_template: bool
     config_sha256: str = ""
+    has_tools: bool = False
+    tool_call_parser: str = ""
 
 
 @dataclass(frozen=True)
@@ -338,6 +344,8 @@ def wrap_model(
         vocab_size=int(model.get_input_embeddings().weight.shape[0]),
         context_tokens=context_tokens or context_limit(model.config).num_tokens,
         has_chat_template=bool(tokenizer.chat_template),
+        has_tools=has_tools(tokenizer),
+        tool_call_parser=call_parser(str(tokenizer.chat_template)) if has_tools(tokenizer) else "",
         config_sha256=config_sha256,
     )
     generation: Any = model.generation_config

@@ -12,14 +12,15 @@ output, each mark shows the position of a code point of a message:
 
 Messages that cannot be marked are unplaced: parts of their content may be in the text, at unknown positions. The work
 is linear in the text: each content is scanned once, and the number of runs is bounded.
+
+Definitions of tools, calls and reasoning are placed in the same way, by `attachments.py`.
 """
 
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -27,24 +28,55 @@ from transformers import PreTrainedTokenizerBase
 
 from gradellm_engine.errors import InvalidRequestError
 from gradellm_engine.tokenization.encoder import interruption_point
+from gradellm_engine.tokenization.marks import Marks, unused_prefix
 from gradellm_engine.tokenization.template_options import TemplateOptions
+from gradellm_engine.tokenization.tools import ToolCall, read_arguments
 
 MAX_RUNS = 24  # marked runs of the template for one request
 MAX_RUN_CHARACTERS = 400_000  # rendered by all runs after the third
 MAX_TAGS = 16  # of one content that are marked
-NUMBER_DIGITS = 8  # of a mark
 MAX_ERROR_CHARACTERS = 300  # of a template's error
 
 _TAG = re.compile(r"<[^<>\s]{1,64}>")
-_NUMBER = re.compile(rf"[0-9]{{{NUMBER_DIGITS}}}~")
+_TOOLS, _TOOL_CALLS = re.compile(r"\btools\b"), re.compile(r"\btool_calls\b")
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    Attributes:
+        role: the speaker's.
+        content: its text; empty where there is none beside calls.
+        tool_calls: of an assistant.
+        tool_call_id: of a tool's message: the call that it answers.
+        name: of a tool's message: the tool's.
+        reasoning: what an assistant thought before its content. Most templates leave it out of earlier turns.
+    """
 
     role: str
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    name: str = ""
+    reasoning: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The message as templates read it, with the names of OpenAI's API; without fields that are empty."""
+        made: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.tool_calls:
+            functions = [
+                {"name": c.name, "arguments": read_arguments("arguments", c.arguments)} for c in self.tool_calls
+            ]
+            made["tool_calls"] = [
+                {"type": "function", "function": function, **({"id": call.id} if call.id else {})}
+                for call, function in zip(self.tool_calls, functions, strict=True)
+            ]
+        if self.reasoning:
+            made |= {"reasoning_content": self.reasoning, "reasoning": self.reasoning}
+        return made | {
+            name: value for name, value in (("tool_call_id", self.tool_call_id), ("name", self.name)) if value
+        }
 
 
 @dataclass(frozen=True)
@@ -54,7 +86,7 @@ class ContentSpan:
     Attributes:
         start: its first code point in the rendered text.
         end: one past its last code point.
-        message: index of the message; -1 for a raw prompt.
+        message: index of the message; -1 for a raw prompt and for a tool's definition.
         offset: its first code point in the message's content; None where the template rewrote the content.
     """
 
@@ -77,22 +109,44 @@ class Placement:
     unplaced: tuple[int, ...]
 
 
+Tools = Sequence[Mapping[str, Any]]
+
+
 def render(
-    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, options: TemplateOptions = TemplateOptions()
+    messages: Sequence[Message],
+    tokenizer: PreTrainedTokenizerBase,
+    tools: Tools = (),
+    options: TemplateOptions = TemplateOptions(),
 ) -> str:
-    """The messages rendered by the model's chat template, by default with its generation prompt.
+    """The messages and tools rendered by the model's chat template, by default with its generation prompt.
 
     Raises:
-        InvalidRequestError: where there is no chat template, or it refuses the messages.
+        InvalidRequestError: where there is no chat template, it refuses the messages, or it has no tools or no calls.
     """
+    return render_dicts([message.as_dict() for message in messages], tokenizer, tools, options)
+
+
+def render_dicts(
+    messages: Sequence[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    tools: Tools = (),
+    options: TemplateOptions = TemplateOptions(),
+) -> str:
+    """As `render`, of messages as templates read them."""
     if not tokenizer.chat_template:
         raise InvalidRequestError("input.messages", "this model has no chat template; send a raw prompt instead")
+    if tools and not has_tools(tokenizer):
+        raise InvalidRequestError("input.tools", "the model's chat template has no tools: send the request without")
+    for index, message in enumerate(messages):
+        if message.get("tool_calls") and not has_tools(tokenizer, _TOOL_CALLS):
+            raise InvalidRequestError(
+                f"input.messages[{index}].tool_calls",
+                "the model's chat template has no calls of tools: send what was said as content",
+            )
     interruption_point.get()()
     try:
         rendered: Any = tokenizer.apply_chat_template(
-            [{"role": message.role, "content": message.content} for message in messages],
-            tokenize=False,
-            **options.arguments,
+            list(messages), tools=list(tools) or None, tokenize=False, **options.arguments
         )
     except Exception as error:  # a template may raise anything
         why = str(error)[:MAX_ERROR_CHARACTERS]  # Transformers' may quote the whole prompt
@@ -100,16 +154,24 @@ def render(
     return str(rendered)
 
 
+def has_tools(tokenizer: PreTrainedTokenizerBase, name: re.Pattern[str] = _TOOLS) -> bool:
+    """Whether the model's chat template reads tools, or another variable."""
+    templates = tokenizer.chat_template
+    found = templates.values() if isinstance(templates, Mapping) else [templates or ""]
+    return any(name.search(template) for template in found)
+
+
 def place_messages(
     messages: Sequence[Message],
     text: str,
     tokenizer: PreTrainedTokenizerBase,
+    tools: Tools = (),
     options: TemplateOptions = TemplateOptions(),
 ) -> Placement:
     """The positions of messages' contents in `text`, the output of `render` for them."""
-    renderer = _MarkedRenderer(messages, text, lambda marked: render(marked, tokenizer, options))
+    renderer = _MarkedRenderer(messages, text, lambda marked: render(marked, tokenizer, tools, options))
     layouts = [_mark_layouts(message.content) for message in messages]
-    indexes = [index for index, options in enumerate(layouts) if options]
+    indexes = [index for index, layout in enumerate(layouts) if layout]
     chosen, marks = renderer.choose(indexes, layouts) if indexes else ({}, [])
     if not chosen:
         return Placement((), tuple(indexes))
@@ -169,7 +231,7 @@ class _MarkedRenderer:
     ) -> None:
         self._messages, self._text, self._render_messages = messages, text, render_messages
         self._runs_left = max(3, min(MAX_RUNS, MAX_RUN_CHARACTERS // max(1, len(text))))
-        self._mark_prefix = self._unused_prefix()
+        self._mark_prefix = unused_prefix([text, *(part for m in messages for part in (m.role, m.content))])
 
     def choose(
         self, indexes: Sequence[int], layouts: Sequence[Sequence[Offsets]]
@@ -202,7 +264,7 @@ class _MarkedRenderer:
 
     def render_stripped(self, marked: Mapping[int, Offsets]) -> tuple[str, list[_Mark]] | None:
         """The text of contents that are stripped of surrounding white space, and the marks in it."""
-        stripped = [Message(message.role, message.content.strip()) for message in self._messages]
+        stripped = [replace(message, content=message.content.strip()) for message in self._messages]
         leads = [len(message.content) - len(message.content.lstrip()) for message in self._messages]
         shifted = {index: tuple(offset - leads[index] for offset in offsets) for index, offsets in marked.items()}
         rendered = self._render(shifted, stripped)
@@ -216,36 +278,16 @@ class _MarkedRenderer:
         if not marked or not self._runs_left:
             return None
         self._runs_left -= 1
-        numbered: list[tuple[int, int]] = []  # message and offset of each mark
+        marks: Marks[tuple[int, int]] = Marks(self._mark_prefix)  # owned by message and offset
         contents = [message.content for message in messages]
         for index, offsets in marked.items():
-            content, pieces = contents[index], []
-            for start, end in pairwise((0, *offsets, len(content))):
-                pieces.append(content[start:end])
-                if len(pieces) <= len(offsets):
-                    pieces[-1] += f"{self._mark_prefix}{len(numbered):0{NUMBER_DIGITS}d}~"
-                    numbered.append((index, end))
-            contents[index] = "".join(pieces)
+            contents[index] = marks.put(contents[index], [(offset, (index, offset)) for offset in offsets])
+        marked_messages = [replace(m, content=c) for m, c in zip(messages, contents, strict=True)]
         try:
-            rendered = self._render_messages([Message(m.role, c) for m, c in zip(messages, contents, strict=True)])
+            taken = marks.take(self._render_messages(marked_messages))
         except InvalidRequestError:  # a template that inspects contents may refuse marked ones
             return None
-        first, *parts = rendered.split(self._mark_prefix)
-        pieces, position, marks = [first], len(first), []
-        for part in parts:
-            if not _NUMBER.match(part) or int(part[:NUMBER_DIGITS]) >= len(numbered):
-                return None
-            marks.append(_Mark(position, *numbered[int(part[:NUMBER_DIGITS])]))
-            pieces.append(part[NUMBER_DIGITS + 1 :])
-            position += len(pieces[-1])
-        return "".join(pieces), marks
-
-    def _unused_prefix(self) -> str:
-        """A random beginning of all marks that no text contains; its digits survive a change of case."""
-        while True:
-            prefix = f"~{secrets.randbelow(10**40):040d}"
-            if prefix not in self._text and not any(prefix in m.content or prefix in m.role for m in self._messages):
-                return prefix
+        return taken and (taken[0], [_Mark(position, *owner) for position, owner in taken[1]])
 
 
 def _spans(

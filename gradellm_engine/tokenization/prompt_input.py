@@ -8,6 +8,7 @@ from itertools import pairwise
 from gradellm_engine.errors import InvalidRequestError
 from gradellm_engine.tokenization.chat_template import Message
 from gradellm_engine.tokenization.template_options import TemplateOptions
+from gradellm_engine.tokenization.tools import MAX_TOOLS, check_name, read_arguments, read_tools, segment_of
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class PromptInput:
         segments: named parts of the text, which do not overlap.
         message_spans: with token ids, the places of messages, ascending and disjoint; without any, all is the user's.
         template: with messages, options of the chat template.
+        tools: with messages, definitions of tools: see `tools.read_tools`. Each is a segment, `tool:NAME`.
     """
 
     prompt: str | None = None
@@ -61,6 +63,7 @@ class PromptInput:
     segments: tuple[Segment, ...] = ()
     message_spans: tuple[MessageSpan, ...] = ()
     template: TemplateOptions = field(default_factory=TemplateOptions)
+    tools: str = ""
 
     def __post_init__(self) -> None:
         is_given = {
@@ -80,8 +83,8 @@ class PromptInput:
             if not message.role:
                 raise InvalidRequestError(f"input.messages[{index}].role", "must not be empty")
             check_text(f"input.messages[{index}].role", message.role)
-            check_text(f"input.messages[{index}].content", message.content)
-        if not self.messages and (options := self.template.set_fields):
+            _check_message(f"input.messages[{index}]", message)
+        if not self.messages and (options := [*self.template.set_fields, *(["tools"] if self.tools else [])]):
             raise InvalidRequestError(f"input.{options[0]}", "is for messages, which the chat template renders")
         self._check_spans()
         self._check_segments()
@@ -104,6 +107,7 @@ class PromptInput:
             end = span.end
 
     def _check_segments(self) -> None:
+        tools = {segment_of(tool) for tool in read_tools("input.tools", self.tools)} if self.tools else set()
         names: set[str] = set()
         by_message: dict[int | None, list[tuple[int, int, int]]] = {}
         for index, segment in enumerate(self.segments):
@@ -111,6 +115,10 @@ class PromptInput:
             check_text(f"{field}.name", segment.name)
             if not segment.name or segment.name in names:
                 raise InvalidRequestError(f"{field}.name", f"must be given and be unique, was {segment.name!r}")
+            if segment.name in tools:
+                raise InvalidRequestError(
+                    f"{field}.name", f"{segment.name!r} is the segment of a tool's definition: choose another name"
+                )
             names.add(segment.name)
             text = self._text_with(segment, field)
             if text is not None:
@@ -138,6 +146,22 @@ class PromptInput:
                 f"{field}.message", f"must be an index into the {len(self.messages)} messages, was {segment.message}"
             )
         return self.messages[segment.message].content
+
+
+def _check_message(field: str, message: Message) -> None:
+    """Refuse a message whose texts UTF-8 cannot encode, or whose calls of tools are not such."""
+    for name in ("content", "tool_call_id", "name", "reasoning"):
+        check_text(f"{field}.{name}", getattr(message, name))
+    if len(message.tool_calls) > MAX_TOOLS:
+        raise InvalidRequestError(
+            f"{field}.tool_calls", f"{len(message.tool_calls):,} calls; the limit of a message is {MAX_TOOLS}"
+        )
+    for index, call in enumerate(message.tool_calls):
+        where = f"{field}.tool_calls[{index}]"
+        check_name(f"{where}.name", call.name)
+        check_text(f"{where}.id", call.id)
+        check_text(f"{where}.arguments", call.arguments)
+        read_arguments(f"{where}.arguments", call.arguments)
 
 
 def check_span(field: str, start: int, end: int, length: int) -> None:

@@ -62,7 +62,8 @@ class PromptLimits:
         )
         if prompt_input.prompt is not None:
             self.check_length("input.prompt", len(prompt_input.prompt))
-        self.check_length("input.messages", sum(len(m.role) + len(m.content) for m in prompt_input.messages))
+        self.check_length("input.messages", sum(_num_characters(message) for message in prompt_input.messages))
+        self.check_length("input.tools", len(prompt_input.tools))
         self.check_length("input.message_spans", sum(len(span.role) for span in prompt_input.message_spans))
         self.check_length("input.segments", sum(len(segment.name) for segment in prompt_input.segments))
 
@@ -84,6 +85,12 @@ class PromptLimits:
             raise InvalidRequestError(
                 field, f"{count:,} {what}; the limit is {limit:,}, as a prompt has at most {self.tokens:,} tokens"
             )
+
+
+def _num_characters(message: Message) -> int:
+    calls = sum(len(call.id) + len(call.name) + len(call.arguments) for call in message.tool_calls)
+    texts = (message.role, message.content, message.tool_call_id, message.name, message.reasoning)
+    return sum(map(len, texts)) + calls
 
 
 def tokens_per_message(encoder: TextEncoder) -> int:

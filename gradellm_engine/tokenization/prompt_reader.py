@@ -9,6 +9,7 @@ vectorised step.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -17,12 +18,14 @@ from numpy.typing import NDArray
 
 from gradellm_engine.errors import InvalidRequestError, TokenizerError
 from gradellm_engine.tokenization import chat_template
-from gradellm_engine.tokenization.chat_template import ContentSpan, Message, Placement
+from gradellm_engine.tokenization.attachments import AttachmentSpan, place_attachments
+from gradellm_engine.tokenization.chat_template import ContentSpan, Message, Placement, Tools
 from gradellm_engine.tokenization.detokenizer import IncrementalDetokenizer
 from gradellm_engine.tokenization.encoder import Array, Encoding, TextEncoder, TooManyTokensError, interruption_point
 from gradellm_engine.tokenization.prompt import Prompt, PromptToken, Role
 from gradellm_engine.tokenization.prompt_input import PromptInput, check_span
 from gradellm_engine.tokenization.prompt_limits import PromptLimits
+from gradellm_engine.tokenization.tools import read_tools, segment_of
 
 IDS_PER_CHECK = 1024  # decoded between two calls of the interruption point
 
@@ -42,9 +45,10 @@ def read_prompt(
         return _prompt_of_ids(prompt_input, encoder, vocab_size)
     messages, is_raw = prompt_input.messages, prompt_input.prompt is not None
     options = prompt_input.template
+    tools = read_tools("input.tools", prompt_input.tools) if prompt_input.tools else []
     text = prompt_input.prompt
     if text is None:
-        text = chat_template.render(messages, encoder.tokenizer, options)
+        text = chat_template.render(messages, encoder.tokenizer, tools, options)
     if limits is not None:
         limits.check_length("input", len(text))
     # The chat template writes the special tokens itself.
@@ -57,8 +61,18 @@ def read_prompt(
         placement = Placement((ContentSpan(0, len(text), -1, 0),), ())
         segments = [_PlacedSegment(s.start, s.end, s.name) for s in prompt_input.segments]
     else:
-        placement = chat_template.place_messages(messages, text, encoder.tokenizer, options)
+        placement = chat_template.place_messages(messages, text, encoder.tokenizer, tools, options)
         segments = _place_segments(prompt_input, placement)
+        attached, unplaced = place_attachments(
+            messages,
+            tools,
+            text,
+            lambda *marked: chat_template.render_dicts(marked[0], encoder.tokenizer, marked[1], options),
+        )
+        placement, definitions = _with_attachments(placement, attached, tools)
+        segments += definitions
+        lost = {each.message for each in unplaced if each.message is not None}
+        placement = Placement(placement.spans, tuple(sorted({*placement.unplaced, *lost})))
     segments.sort(key=lambda segment: (segment.start, segment.end))
     interruption_point.get()()
     return Prompt(
@@ -109,15 +123,16 @@ def _place_tokens(
     segment_of = _interval_of(anchors, [s.start for s in segments], [s.end for s in segments])
     segment_of[span_of < 0] = -1
     roles = [_role_of(message.role) for message in messages]
+    without_message = Role.SYSTEM if messages else Role.USER  # a tool's definition, or raw text
     columns = (encoding.ids, encoding.starts, encoding.ends, span_of, segment_of, is_special)
     for token_id, start, end, span, segment, special in zip(*(c.tolist() for c in columns), strict=True):
-        message = None if span < 0 or not messages else spans[span].message
+        message = None if span < 0 or spans[span].message < 0 else spans[span].message
         yield PromptToken(  # by position: keywords take twice as long
             token_id,
             text[start:end],
             start,
             end,
-            Role.TEMPLATE if span < 0 else Role.USER if message is None else roles[message],
+            Role.TEMPLATE if span < 0 else without_message if message is None else roles[message],
             message,
             None if segment < 0 else segments[segment].name,
             special,
@@ -232,6 +247,25 @@ class _PlacedSegment:
     start: int
     end: int
     name: str
+
+
+def _with_attachments(
+    placement: Placement, attached: Sequence[AttachmentSpan], tools: Tools
+) -> tuple[Placement, list[_PlacedSegment]]:
+    """The placement with tools, calls and reasoning that contents leave room for; and the segments of the tools."""
+    spans, segments = list(placement.spans), []
+    ends = [0, *(span.end for span in placement.spans)]
+    starts = [*(span.start for span in placement.spans), None]
+    for each in attached:
+        index = bisect_right(ends, each.start) - 1
+        following = starts[index]
+        if following is not None and each.end > following:
+            continue
+        tool, message = each.attachment.tool, each.attachment.message
+        spans.append(ContentSpan(each.start, each.end, -1 if message is None else message, None))
+        if tool is not None:
+            segments.append(_PlacedSegment(each.start, each.end, segment_of(tools[tool])))
+    return Placement(tuple(sorted(spans, key=lambda span: span.start)), placement.unplaced), segments
 
 
 def _place_segments(prompt_input: PromptInput, placement: Placement) -> list[_PlacedSegment]:

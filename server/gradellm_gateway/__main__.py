@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gradellm.parsers.registry import CALL_PARSERS, REASONING_PARSERS
 from gradellm.transport.credentials import is_local
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from gradellm import GradellmError
     from gradellm_gateway.app import gateway
     from gradellm_gateway.connections import Limits, uvicorn_config
+    from gradellm_gateway.tools.forms import AnswerForms
 
     hosts = ["*"] if not is_local(host) else ["localhost", host, *(options.allow_host or ())]
     refusals: list[str] = []
@@ -64,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             upstream=upstream,
             served_names=[name for names in options.served_model_name or () for name in names],
             api_keys=api_keys,
+            forms=AnswerForms(options.tool_call_parser, options.reasoning_parser),
             allow_origins=options.allow_origin or (),
             allow_hosts=hosts,
         ),
@@ -225,6 +228,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--target-tls", action="store_true", help="connect with TLS")
     group.add_argument("--target-tls-ca", metavar="FILE", help="CA of its certificate (PEM); implies --target-tls")
+    _add_parser_flags(parser)
     _add_upstream_flags(parser)
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     return parser
@@ -248,6 +252,22 @@ def _add_caller_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--api-key-file", action="append", metavar="FILE", help="the same, with a key in each line; repeatable"
+    )
+
+
+def _add_parser_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("answers of the explanation server")
+    group.add_argument(
+        "--tool-call-parser",
+        choices=tuple(CALL_PARSERS),
+        help="the form in which the model calls tools; by default by the look of its chat template",
+    )
+    group.add_argument(
+        "--reasoning-parser",
+        choices=REASONING_PARSERS,
+        default="qwen3",
+        help="qwen3: an answer that begins with <think>, or whose prompt ends with it; deepseek_r1: every answer up to "
+        "</think>; none: reasoning is content (default: %(default)s)",
     )
 
 

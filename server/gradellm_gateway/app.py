@@ -26,6 +26,7 @@ from gradellm_gateway.routes.responses import ResponseRoutes
 from gradellm_gateway.routes.sdk import SdkRoutes
 from gradellm_gateway.routes.service import ServiceRoutes
 from gradellm_gateway.routes.tokenization import TokenizationRoutes
+from gradellm_gateway.tools.forms import AnswerForms
 from gradellm_gateway.upstream.routes import UpstreamRoutes
 
 __all__ = ["gateway"]
@@ -37,6 +38,7 @@ def gateway(
     upstream: UpstreamRoutes | None = None,
     served_names: Sequence[str] = (),
     api_keys: Sequence[str] = (),
+    forms: AnswerForms | None = None,
     allow_origins: Sequence[str] = (),
     allow_hosts: Sequence[str] = ("*",),
 ) -> Starlette:
@@ -47,6 +49,7 @@ def gateway(
         upstream: another engine, which generates; by default the explanation server does.
         served_names: names of the model in requests and answers; by default its own, without a path.
         api_keys: keys of callers below /v1; without any, callers' keys are the explanation server's access tokens.
+        forms: how answers are read; by default by the look of the model's chat template.
         allow_origins: origins whose pages may call, besides the gateway's own (CORS).
         allow_hosts: Host headers that are answered; "*" for all. Any other host may be DNS rebinding by a foreign page.
     """
@@ -59,7 +62,7 @@ def gateway(
 
     backend = Backend(client, upstream, served_names, passes_tokens=not api_keys)
     api = [
-        *_generating(backend),
+        *_generating(backend, forms or AnswerForms()),
         *SdkRoutes(backend).routes(),
         *ServiceRoutes(backend).routes(),
         Route("/shades.css", shades_css, methods=["GET"]),
@@ -83,12 +86,12 @@ def gateway(
     )
 
 
-def _generating(backend: Backend) -> list[Route]:
+def _generating(backend: Backend, forms: AnswerForms) -> list[Route]:
     """OpenAI's routes: the upstream's, or those of the explanation server itself."""
     if backend.upstream is not None:
         return [Route("/v1/chat/completions", backend.upstream.chat, methods=["POST"])]
     return [
-        *ChatRoutes(backend).routes(),
+        *ChatRoutes(backend, forms).routes(),
         *CompletionRoutes(backend).routes(),
         *ResponseRoutes(backend).routes(),
         *ModelRoutes(backend).routes(),

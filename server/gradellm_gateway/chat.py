@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gradellm import Event, Explanation, InvalidRequestError
+from gradellm.explanation.explanation import Collector
 from gradellm.models import Finished, Started, Token
 from gradellm.wire.keywords import AttributionKeywords
 from gradellm_gateway.documents import CitedDocuments, source_event, with_documents
@@ -22,6 +23,8 @@ from gradellm_gateway.event_objects import EventObjects, Extras, citation_object
 from gradellm_gateway.fields import FieldNames, check_fields, messages, truncated
 from gradellm_gateway.sampling_fields import SAMPLING_NAMES, sampling_keywords
 from gradellm_gateway.structured.output_format import structured_output
+from gradellm_gateway.tools.answer import AnswerForm, AnswerReader
+from gradellm_gateway.tools.request import ToolRequest
 
 GRADELLM_FIELDS = {
     *AttributionKeywords.__annotations__,
@@ -55,6 +58,7 @@ class ChatRequest:
         logprobs: whether log-probabilities are returned.
         num_choices: how many completions are generated.
         token_ids: whether the ids of prompt and completion are returned.
+        tools: its tools.
     """
 
     keywords: dict[str, Any]
@@ -67,6 +71,7 @@ class ChatRequest:
     logprobs: bool
     token_ids: bool
     num_choices: int
+    tools: ToolRequest = field(default_factory=ToolRequest)
 
     @classmethod
     def from_json(cls, body: Any) -> ChatRequest:  # noqa: ANN401 (whatever a client sent)
@@ -90,6 +95,11 @@ class ChatRequest:
         keywords |= attribution_keywords(own, keywords)
         constraint, constraint_path = structured_output(body)
         keywords |= constraint
+        tools = ToolRequest.of(body)
+        if constraint and tools.choice in ("required", "named"):
+            raise InvalidRequestError.of(
+                "tool_choice", f"a required call has a form of its own: leave {constraint_path} out"
+            )
         extras = Extras.of(own or {}, "gradellm.{}")
         if extras.pictures and body.get("stream") is not True:
             raise InvalidRequestError.of(
@@ -112,6 +122,7 @@ class ChatRequest:
             logprobs=body.get("logprobs") is True,
             token_ids=body.get("return_token_ids") is True,
             num_choices=body.get("n") or 1,
+            tools=tools,
         )
 
 
@@ -139,6 +150,7 @@ class Completion:
     Attributes:
         request: the request that it responds to.
         model: the model's name in the response.
+        form: how its text is read.
         id: OpenAI's completion id.
         created: seconds since the epoch.
         index: its place among the choices of its request.
@@ -146,6 +158,7 @@ class Completion:
 
     request: ChatRequest
     model: str
+    form: AnswerForm = field(default_factory=AnswerForm)
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
     index: int = 0
@@ -153,6 +166,8 @@ class Completion:
 
     def __post_init__(self) -> None:
         self._objects = EventObjects(self.request.extras)
+        self._reader = AnswerReader(self.form)
+        self._collector = Collector() if self.form.parser is not None and self.request.is_explained else None
         self._offset: int | None = None  # of the answer in the completion, which begins with forced tokens
 
     def chunks(self, event: Event) -> list[dict[str, Any]]:
@@ -160,18 +175,32 @@ class Completion:
         own = {"gradellm": self._objects.of(event)} if self.request.is_explained else {}
         if event.token is not None and self._offset is None:
             self._offset = event.token.start
+        if self._collector is not None and any((event.started, event.token, event.attribution, event.finished)):
+            self._collector.add(event)
         if event.started is not None:
+            self._reader.start(event.started)
             return [self._chunk({"role": "assistant", "content": ""}) | self._prompt_ids(event.started) | own]
         if event.token is not None:
-            chunk = self._chunk({"content": event.token.text}, logprobs=self._logprobs([event.token]))
-            chunk["choices"][0] |= self._token_ids([event.token])
+            delta, logprobs, ids = (
+                self._reader.add(event.token),
+                self._logprobs([event.token]),
+                self._token_ids([event.token]),
+            )
+            if not (delta or own or logprobs or ids) and self.form.parser is not None:
+                return []
+            chunk = self._chunk(delta or {"content": ""}, logprobs=logprobs)
+            chunk["choices"][0] |= ids
             return [chunk | own]
         if event.finished is not None:
+            rest = self._reader.finish()
+            last = [self._chunk(rest)] if rest else []
+            if self._collector is not None:
+                own["gradellm"]["tool_calls"] = self.form.origins(self._collector.explanation())
             citations = own["gradellm"]["citations"] if self.request.extras.citations else []
             delta = {"annotations": self._annotations(citations)} if self.request.extras.citations else {}
             sources = self.request.documents.sources(citations)
-            chunks = [self._chunk({}) | source_event(source) for source in sources]
-            chunks.append(self._chunk(delta, finish_reason(event.finished)) | own)
+            chunks = last + [self._chunk({}) | source_event(source) for source in sources]
+            chunks.append(self._chunk(delta, self._reason(event.finished)) | own)
             return chunks
         return [self._chunk({}) | own] if own else []
 
@@ -182,17 +211,20 @@ class Completion:
     def response(self, explanation: Explanation) -> dict[str, Any]:
         """The response of a completion that is not streamed."""
         finished = explanation.finished
+        message = self._reader.message(explanation)
         choice: dict[str, Any] = {
             "index": self.index,
-            "message": {"role": "assistant", "content": explanation.text, "refusal": None},
+            "message": {"role": "assistant", **message, "refusal": None},
             "logprobs": self._logprobs(explanation.tokens),
-            "finish_reason": "stop" if finished is None else finish_reason(finished),
+            "finish_reason": "stop" if finished is None else self._reason(finished),
             **self._token_ids(explanation.tokens),
         }
         answer = self._head("chat.completion") | {"choices": [choice], "usage": finished and usage_object(finished)}
         answer |= self._prompt_ids(explanation.started)
         if self.request.is_explained:
             answer["gradellm"] = json.loads(explanation.to_json())
+            if self.form.parser is not None:
+                answer["gradellm_tool_calls"] = self.form.origins(explanation)
         if self.request.extras.citations:
             citations = answer["gradellm_citations"] = citation_objects(explanation)
             self._offset = explanation.tokens[0].start if explanation.tokens else None
@@ -200,8 +232,15 @@ class Completion:
             answer["sources"] = self.request.documents.sources(citations)
         return answer
 
+    def _reason(self, finished: Finished) -> str:
+        """As OpenAI's: "tool_calls", unless the request names the tool, or the text ended early."""
+        reason = finish_reason(finished)
+        is_called = self._reader.has_calls and self.form.request.choice != "named"
+        return "tool_calls" if is_called and reason == "stop" else reason
+
     def _annotations(self, citations: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return self.request.documents.annotations(citations, self._offset or 0)
+        start, length = self._reader.content_span
+        return self.request.documents.annotations(citations, (self._offset or 0) + start, length)
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}

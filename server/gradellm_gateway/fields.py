@@ -20,7 +20,7 @@ Check = Callable[[str, object], None]
 
 _MAX_QUOTED = 40  # characters of a text that an error quotes
 MAX_CHOICES = 16  # of one request: as many as a server runs at a time by default
-ROLES = ("system", "developer", "user", "assistant")
+ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 def quoted(value: object) -> str:
@@ -156,6 +156,11 @@ def attribution(path: str, value: object) -> None:
     object_(path, value)
 
 
+def _tool_choice(path: str, value: object) -> None:
+    if value not in ("none", "auto", "required") and not (isinstance(value, Mapping) and value):
+        raise InvalidRequestError.of(path, f'must be "none", "auto", "required" or an object, not {quoted(value)}')
+
+
 FIELDS: dict[str, Check] = {
     "model": text,
     "messages": message_list,
@@ -193,15 +198,16 @@ FIELDS: dict[str, Check] = {
     "prompt_cache_key": text,
     "prompt_cache_retention": text,
     "service_tier": text,
+    "tools": list_,
+    "tool_choice": _tool_choice,
     "parallel_tool_calls": boolean,
+    "include_reasoning": boolean,
     # Not supported: accepted only with the value that leaves it off.
     "use_beam_search": only(boolean, False),
     "length_penalty": only(number, 1),
     "include_stop_str_in_output": only(boolean, False),
     "spaces_between_special_tokens": only(boolean, True),
     "add_special_tokens": only(boolean, False),
-    "tools": only(list_, []),
-    "tool_choice": only(text, "none", "auto"),
     "functions": only(list_, []),
     "function_call": only(text, "none", "auto"),
     "response_format": object_,
@@ -227,8 +233,8 @@ def check_fields(body: Mapping[str, Any], fields: Mapping[str, Check] = FIELDS) 
 # --- messages -----------------------------------------------------------------------------------------------------
 
 
-def messages(value: object) -> list[dict[str, str]]:
-    """The SDK's messages. Content parts are joined; other fields than role and content are refused unless empty."""
+def messages(value: object) -> list[dict[str, Any]]:
+    """The SDK's messages. Content parts are joined; fields that a role does not have are refused unless empty."""
     list_("messages", value)
     converted = [
         _message(f"messages[{index}]", message)
@@ -239,9 +245,12 @@ def messages(value: object) -> list[dict[str, str]]:
     return converted
 
 
-def _message(path: str, message: object) -> dict[str, str]:
+def _message(path: str, message: object) -> dict[str, Any]:
     object_(path, message)
     fields = dict(_items(message))
+    has_calls = fields.get("role") == "assistant" and bool(fields.get("tool_calls"))
+    if has_calls:
+        fields.setdefault("content", None)
     for name in ("role", "content"):
         if name not in fields:
             raise InvalidRequestError.of(f"{path}.{name}", "is missing")
@@ -249,9 +258,59 @@ def _message(path: str, message: object) -> dict[str, str]:
     text(f"{path}.role", role)
     if role not in ROLES:
         raise InvalidRequestError.of(f"{path}.role", f"{quoted(role)} is not supported here; there are {listed(ROLES)}")
-    content = _content(f"{path}.content", fields.pop("content"))
+    content = fields.pop("content")
+    content = "" if content is None and role == "assistant" else _content(f"{path}.content", content)
+    extra = _extra_fields(path, str(role), fields)
     _refuse_other_fields(path, fields)
-    return {"role": "system" if role == "developer" else str(role), "content": content}
+    return {"role": "system" if role == "developer" else str(role), "content": content, **extra}
+
+
+_EXTRA_TEXTS = {"tool": ("tool_call_id", "name"), "assistant": ("reasoning_content", "reasoning")}
+
+
+def _extra_fields(path: str, role: str, fields: dict[str, object]) -> dict[str, Any]:
+    """Take what only assistants and tools have out of a message's fields."""
+    extra: dict[str, Any] = {}
+    for name in _EXTRA_TEXTS.get(role, ()):
+        if (value := fields.pop(name, None)) is not None:
+            text(f"{path}.{name}", value)
+            extra[name] = value
+    if "reasoning_content" in extra:  # an assistant's has both names
+        extra.pop("reasoning", None)
+    calls = fields.pop("tool_calls", None) if role == "assistant" else None
+    if calls:
+        list_(f"{path}.tool_calls", calls)
+        found = enumerate(calls if isinstance(calls, list) else [])
+        extra["tool_calls"] = [_tool_call(f"{path}.tool_calls[{index}]", call) for index, call in found]
+    return extra
+
+
+def _tool_call(path: str, call: object) -> dict[str, Any]:
+    """A call of an earlier turn. Arguments that are no object become {}, as vLLM does: the model has written them."""
+    object_(path, call)
+    fields = dict(_items(call))
+    kind, function = fields.pop("type", None), fields.pop("function", None)
+    if kind not in (None, "function"):
+        raise InvalidRequestError.of(f"{path}.type", f'must be "function", not {quoted(kind)}')
+    object_(f"{path}.function", function)
+    members = dict(_items(function))
+    name, arguments, call_id = members.pop("name", None), members.pop("arguments", None), fields.pop("id", None)
+    text(f"{path}.function.name", name)
+    for member, value in (("function.arguments", arguments), ("id", call_id)):
+        if value is not None:
+            text(f"{path}.{member}", value)
+    fields.pop("index", None)  # of the deltas of a stream
+    _refuse_other_fields(path, fields)
+    _refuse_other_fields(f"{path}.function", members)
+    written = {"name": name, "arguments": _object_text(str(arguments or ""))}
+    return {"type": "function", "function": written, **({} if call_id is None else {"id": call_id})}
+
+
+def _object_text(arguments: str) -> str:
+    try:
+        return arguments if isinstance(json.loads(arguments), Mapping) else "{}"
+    except (ValueError, RecursionError):
+        return "{}"
 
 
 def _content(path: str, content: object) -> str:
@@ -354,6 +413,7 @@ class FieldNames:
         if name == "stop" and isinstance(self._body.get("stop"), str):
             index = ""
         name = self._renamed.get(name, name)
+        rest = re.sub(r"^\.(name|arguments)$", r".function.\1", rest) if ".tool_calls[" in index else rest
         return f"{'gradellm.' if name in self._gradellm_fields else ''}{name}{index}{rest}"
 
     def _segment(self, index: str) -> str:

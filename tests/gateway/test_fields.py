@@ -51,6 +51,7 @@ TAKEN: dict[str, set[str]] = {
     "prompt_cache_retention": {"text"},
     "service_tier": {"text"},
     "parallel_tool_calls": {"true", "false"},
+    "include_reasoning": {"true", "false"},
     "frequency_penalty": {"zero", "one", "float"},
     "presence_penalty": {"zero", "one", "float"},
     "repetition_penalty": {"zero", "one", "float"},
@@ -168,7 +169,9 @@ def test_invalid_field_values_are_refused(field: str, value: Any, param: str) ->
         ({"role": "user"}, "content"),
         ({"role": 1, "content": "a"}, "role"),
         ({"role": None, "content": "a"}, "role"),
-        ({"role": "tool", "content": "a", "tool_call_id": "x"}, "role"),
+        ({"role": "tool", "content": None}, "content"),
+        ({"role": "tool", "content": "a", "tool_call_id": 1}, "tool_call_id"),
+        ({"role": "tool", "content": "a", "tool_calls": [{"function": {"name": "f"}}]}, "tool_calls"),
         ({"role": "function", "name": "f", "content": "a"}, "role"),
         ({"role": "User", "content": "a"}, "role"),
         ({"role": "", "content": "a"}, "role"),
@@ -185,7 +188,17 @@ def test_invalid_field_values_are_refused(field: str, value: Any, param: str) ->
         ({"role": "user", "content": [{"type": "text", "text": "a", "detail": "x"}]}, "content[0].detail"),
         ({"role": "user", "content": "a", "name": "bob"}, "name"),
         ({"role": "assistant", "content": "a", "function_call": {"name": "f"}}, "function_call"),
-        ({"role": "assistant", "content": "a", "tool_calls": [{}]}, "tool_calls"),
+        ({"role": "assistant", "content": "a", "tool_calls": 1}, "tool_calls"),
+        ({"role": "assistant", "content": "a", "tool_calls": [{}]}, "tool_calls[0].function"),
+        ({"role": "assistant", "tool_calls": [{"type": "x", "function": {}}]}, "tool_calls[0].type"),
+        ({"role": "assistant", "tool_calls": [{"function": {"name": 1}}]}, "tool_calls[0].function.name"),
+        ({"role": "assistant", "tool_calls": [{"function": {"name": "f", "x": 1}}]}, "tool_calls[0].function.x"),
+        ({"role": "assistant", "tool_calls": [{"function": {"name": "f"}, "x": 1}]}, "tool_calls[0].x"),
+        (
+            {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]},
+            "tool_calls[0].function.arguments",
+        ),
+        ({"role": "assistant", "content": "a", "reasoning_content": 1}, "reasoning_content"),
         ({"role": "assistant", "content": "a", "refusal": "no"}, "refusal"),
         ({"role": "assistant", "content": "a", "audio": {"id": "x"}}, "audio"),
         ({"role": "user", "content": "a", "tool_call_id": "x"}, "tool_call_id"),
@@ -206,6 +219,26 @@ def test_an_assistant_message_may_be_sent_back_unchanged() -> None:
         {"role": "assistant", "content": "a"},
         {"role": "system", "content": "b"},
     ]
+
+
+def test_calls_and_answers_of_tools() -> None:
+    def call(arguments: object) -> dict[str, Any]:
+        return {"id": "c", "type": "function", "index": 0, "function": {"name": "f", "arguments": arguments}}
+
+    calls = [call('{"a": 1}'), call('{"a": '), call(""), call("[1]"), call("[" * 10**5)]
+    thinking = {"reasoning_content": "Hm.", "reasoning": "Hm."}
+    turns: list[dict[str, Any]] = [
+        {"role": "assistant", "content": None, "tool_calls": calls, **thinking},
+        {"role": "assistant", "tool_calls": calls[:1]},
+        {"role": "tool", "content": [{"type": "text", "text": "12"}], "tool_call_id": "c", "name": "f"},
+    ]
+    first, second, answer = ChatRequest.from_json({"messages": turns}).keywords["messages"]
+    arguments = [each["function"]["arguments"] for each in first["tool_calls"]]
+    assert arguments == ['{"a": 1}', "{}", "{}", "{}", "{}"]  # what is no object is none, as the model has written it
+    assert (first["content"], first["reasoning_content"], second["content"]) == ("", "Hm.", "")
+    assert answer == {"role": "tool", "content": "12", "tool_call_id": "c", "name": "f"}
+    names = FieldNames({"messages": turns})
+    assert names.path("input.messages[0].tool_calls[1].name") == "messages[0].tool_calls[1].function.name"
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,8 @@ _SINGLE_PROMPT_FLAGS = (
     "system",
     "prompt_ids",
     "segment",
+    "tools",
+    "document",
     "retention",
     "citations",
     "trace",

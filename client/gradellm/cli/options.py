@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from gradellm import models
+from gradellm.cli import input_files
 from gradellm.cli.sampling_options import TEMPLATE, add_template, token_ids
 from gradellm.client import Client
 from gradellm.errors import GradellmError, InvalidRequestError, UnavailableError
@@ -194,23 +195,34 @@ def add_input(parser: argparse.ArgumentParser) -> None:
         help="name a span of PROMPT, in characters; NAME=MESSAGE:START:END for another message; repeatable",
     )
     add_template(group)
+    input_files.add_flags(group)
 
 
 def input_keywords(args: argparse.Namespace) -> dict[str, Any]:
     """Return the prompt as the SDK's keywords."""
     prompt = _read_standard_input() if args.prompt == "-" else args.prompt
-    chat = prompt is not None and (args.chat or args.system is not None)
+    chat = prompt is not None and (args.chat or args.system is not None or args.tools is not None)
     keywords: dict[str, Any] = given_values(args, "prompt_ids", *TEMPLATE)
+    if prompt is None and (given := [name for name in input_files.FLAGS if getattr(args, name)]):
+        raise InvalidRequestError.of(given[0], "needs PROMPT")
+    places: dict[str, tuple[int, int]] = {}
+    question = prompt
+    if prompt is not None and args.document:
+        prompt, places = input_files.with_documents(prompt, args.document)
+    shift = 0 if prompt is None else len(prompt) - len(question or "")
     if chat:
         system = [("system", args.system)] if args.system is not None else []
         keywords["messages"] = [*system, ("user", prompt)]
     elif prompt is not None:
         keywords["prompt"] = prompt
-    if args.segment:
+    if args.tools is not None:
+        keywords["tools"] = input_files.read_tools(args.tools)
+    spans = [(name, [shift + place for place in span] if len(span) == 2 else span) for name, span in args.segment or ()]
+    if named := [*places.items(), *spans]:
         in_message = len(keywords["messages"]) - 1 if chat else None
         keywords["segments"] = {
-            name: (in_message, *span) if in_message is not None and len(span) == 2 else span
-            for name, span in args.segment
+            name: (in_message, *span) if in_message is not None and len(span) == 2 else tuple(span)
+            for name, span in named
         }
     return keywords
 

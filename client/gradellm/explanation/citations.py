@@ -186,10 +186,11 @@ def document_columns(explanation: Explanation) -> dict[str, tuple[int, ...]]:
     """
     found: dict[str, list[int]] = {}
     for column, source in enumerate(explanation.sources[: explanation.num_prompt_columns]):
-        names = {explanation.prompt_tokens[index].segment for index in source.token_indexes} - {""}
+        tokens = [explanation.prompt_tokens[index] for index in source.token_indexes]
+        names = {token.segment for token in tokens if not token.is_definition} - {""}
         if len(names) == 1:
             found.setdefault(names.pop(), []).append(column)
-    if not found and any(token.segment for token in explanation.prompt_tokens):
+    if not found and any(token.segment and not token.is_definition for token in explanation.prompt_tokens):
         raise InvalidExplanationError(
             "no score belongs to one document alone: each word that has one spans several; explain with "
             "resolution='token'"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gradellm.errors import InvalidExplanationError
 from gradellm.explanation import queries
@@ -17,13 +17,14 @@ from gradellm.serialization import MalformedError, from_document, to_document
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
 
     from gradellm.explanation.citations import Citation
     from gradellm.explanation.queries import By, Part, Selection
+    from gradellm.explanation.tool_calls import ToolCallOrigin
     from gradellm.explanation.tracing.trace import Trace
     from gradellm.pictures.picture import Picture, Scale, WordScore
     from gradellm.rendering.colormap import Theme
@@ -230,6 +231,20 @@ class Explanation:
         from gradellm.explanation.citations import citations
 
         return citations(self, threshold=threshold, require_names=require_names)
+
+    def tool_calls(
+        self, *, parser: str | None = None, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> tuple[ToolCallOrigin, ...]:
+        """Return the calls of tools in the completion, each with what its name and arguments came from.
+
+        `parser` names the form of calls: hermes, llama3_json, mistral or qwen3_coder; by default the model's. `tools`
+        are the request's, by whose types qwen3_coder makes JSON.
+
+        Raises InvalidExplanationError for another parser, and if the model's is not known.
+        """
+        from gradellm.explanation.tool_calls import tool_calls
+
+        return tool_calls(self, parser=parser, tools=tools)
 
     def trace(self, selection: Selection = None, *, by: By = "word") -> Trace:
         """Return where a selection came from, followed through the model's own earlier words back to the prompt.

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
+from gradellm.parsers.registry import MARKER_TEXTS
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from gradellm.models import PromptToken, Token
 
-__all__ = ["MARKERS", "REASONING", "Markers", "reasoning_tokens"]
+__all__ = ["MARKERS", "REASONING", "Markers", "completion_pieces", "reasoning_tokens"]
 
 REASONING = "reasoning"
 """The segment's name."""
@@ -43,7 +45,7 @@ def reasoning_tokens(
     A block may be opened by the prompt's end, as some chat templates do, or by forced tokens, which are not sent back.
     A block that is not closed ends with the completion.
     """
-    text, spans = _with_special_tokens(prompt_tokens, tokens)
+    text, spans = completion_pieces(prompt_tokens, tokens, None)
     indexes: set[int] = set()
     for pair in markers:
         is_open = prompt_text.rstrip().endswith(pair.opening) or (
@@ -79,14 +81,17 @@ def _closes_first(text: str, pair: Markers) -> bool:
     return closing >= 0 and not 0 <= opening < closing
 
 
-def _with_special_tokens(
-    prompt_tokens: Sequence[PromptToken], tokens: Sequence[Token]
+def completion_pieces(
+    prompt_tokens: Sequence[PromptToken], tokens: Sequence[Token], markers: Mapping[int, str] | None
 ) -> tuple[str, list[tuple[int, int, int]]]:
     """Return the completion's text, and of each token its index and its span [start, end) in it.
 
     A special token has no text of its own in a completion; it has the one that it has in the prompt, if it is there.
+    With `markers`, these have the given texts, and of the others only those that are markers of calls or reasoning.
     """
     special = {token.id: token.text for token in prompt_tokens if token.special}
+    if markers is not None:
+        special = {id_: text for id_, text in special.items() if text in MARKER_TEXTS} | {**markers}
     pieces = [token.text or (special.get(token.id, "") if token.special else "") for token in tokens]
     ends = list(accumulate(map(len, pieces), initial=0))
     return "".join(pieces), [(token.index, *span) for token, span in zip(tokens, pairwise(ends), strict=True)]

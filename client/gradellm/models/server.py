@@ -43,6 +43,11 @@ class ModelInfo:
     config_sha256: str = ""
     """Hash of the configuration without names, versions and stored dtype, and of the tokens that begin and end a text.
     Empty from older servers."""
+    has_tools: bool = False
+    """Whether its chat template has tools."""
+    tool_call_parser: str = ""
+    """The form in which it writes calls of tools: hermes, llama3_json, mistral or qwen3_coder. Empty if it has no
+    tools, or another form."""
 
 
 @dataclass(frozen=True, slots=True)

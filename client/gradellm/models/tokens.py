@@ -29,6 +29,11 @@ class PromptToken:
     word: int | None = None
     """Index of its word in the prompt, from 0. None from older servers."""
 
+    @property
+    def is_definition(self) -> bool:
+        """Whether it belongs to the definition of a tool, which is the segment "tool:NAME" and in no message."""
+        return self.role == "system" and self.message is None and self.segment.startswith("tool:")
+
 
 @dataclass(frozen=True, slots=True)
 class TokenizedPrompt:

@@ -734,7 +734,7 @@ class Memory(_message.Message):
     def __init__(self, limit_bytes: _Optional[int] = ..., weights_bytes: _Optional[int] = ..., packed_weights_bytes: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., method_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("name", "revision", "family", "weights_sha256", "tokenizer_sha256", "chat_template_sha256", "dtype", "device", "attention_kernel", "num_layers", "num_heads", "num_key_value_heads", "num_parameters", "vocab_size", "context_tokens", "has_chat_template", "quantization", "config_sha256")
+    __slots__ = ("name", "revision", "family", "weights_sha256", "tokenizer_sha256", "chat_template_sha256", "dtype", "device", "attention_kernel", "num_layers", "num_heads", "num_key_value_heads", "num_parameters", "vocab_size", "context_tokens", "has_chat_template", "quantization", "config_sha256", "has_tools", "tool_call_parser")
     NAME_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
@@ -753,6 +753,8 @@ class ModelInfo(_message.Message):
     HAS_CHAT_TEMPLATE_FIELD_NUMBER: _ClassVar[int]
     QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
     CONFIG_SHA256_FIELD_NUMBER: _ClassVar[int]
+    HAS_TOOLS_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CALL_PARSER_FIELD_NUMBER: _ClassVar[int]
     name: str
     revision: str
     family: str
@@ -771,7 +773,9 @@ class ModelInfo(_message.Message):
     has_chat_template: bool
     quantization: str
     config_sha256: str
-    def __init__(self, name: _Optional[str] = ..., revision: _Optional[str] = ..., family: _Optional[str] = ..., weights_sha256: _Optional[str] = ..., tokenizer_sha256: _Optional[str] = ..., chat_template_sha256: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., attention_kernel: _Optional[str] = ..., num_layers: _Optional[int] = ..., num_heads: _Optional[int] = ..., num_key_value_heads: _Optional[int] = ..., num_parameters: _Optional[int] = ..., vocab_size: _Optional[int] = ..., context_tokens: _Optional[int] = ..., has_chat_template: bool = ..., quantization: _Optional[str] = ..., config_sha256: _Optional[str] = ...) -> None: ...
+    has_tools: bool
+    tool_call_parser: str
+    def __init__(self, name: _Optional[str] = ..., revision: _Optional[str] = ..., family: _Optional[str] = ..., weights_sha256: _Optional[str] = ..., tokenizer_sha256: _Optional[str] = ..., chat_template_sha256: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., attention_kernel: _Optional[str] = ..., num_layers: _Optional[int] = ..., num_heads: _Optional[int] = ..., num_key_value_heads: _Optional[int] = ..., num_parameters: _Optional[int] = ..., vocab_size: _Optional[int] = ..., context_tokens: _Optional[int] = ..., has_chat_template: bool = ..., quantization: _Optional[str] = ..., config_sha256: _Optional[str] = ..., has_tools: bool = ..., tool_call_parser: _Optional[str] = ...) -> None: ...
 
 class MethodInfo(_message.Message):
     __slots__ = ("name", "description", "streams", "switches", "forward_passes", "backward_passes", "reads_completion_alone", "has_target", "error", "refusal", "estimate")
@@ -852,7 +856,7 @@ class Limits(_message.Message):
     def __init__(self, max_prompt_tokens: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., max_running_requests: _Optional[int] = ..., max_queued_requests: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_queued_tokens: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., method_bytes: _Optional[int] = ..., max_evaluation_sequences: _Optional[int] = ..., max_evaluation_step_tokens: _Optional[int] = ..., reader_timeout_seconds: _Optional[float] = ..., max_prompt_characters: _Optional[int] = ..., max_messages: _Optional[int] = ..., max_segments: _Optional[int] = ..., max_gap_seconds: _Optional[float] = ..., max_followed_requests: _Optional[int] = ..., follow_idle_seconds: _Optional[float] = ...) -> None: ...
 
 class Input(_message.Message):
-    __slots__ = ("prompt", "messages", "prompt_ids", "segments", "message_spans", "chat_template_kwargs", "add_generation_prompt", "continue_final_message")
+    __slots__ = ("prompt", "messages", "prompt_ids", "segments", "message_spans", "chat_template_kwargs", "add_generation_prompt", "continue_final_message", "tools")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -861,6 +865,7 @@ class Input(_message.Message):
     CHAT_TEMPLATE_KWARGS_FIELD_NUMBER: _ClassVar[int]
     ADD_GENERATION_PROMPT_FIELD_NUMBER: _ClassVar[int]
     CONTINUE_FINAL_MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    TOOLS_FIELD_NUMBER: _ClassVar[int]
     prompt: str
     messages: _containers.RepeatedCompositeFieldContainer[Message]
     prompt_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -869,7 +874,8 @@ class Input(_message.Message):
     chat_template_kwargs: str
     add_generation_prompt: bool
     continue_final_message: bool
-    def __init__(self, prompt: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., segments: _Optional[_Iterable[_Union[Segment, _Mapping]]] = ..., message_spans: _Optional[_Iterable[_Union[MessageSpan, _Mapping]]] = ..., chat_template_kwargs: _Optional[str] = ..., add_generation_prompt: bool = ..., continue_final_message: bool = ...) -> None: ...
+    tools: str
+    def __init__(self, prompt: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., segments: _Optional[_Iterable[_Union[Segment, _Mapping]]] = ..., message_spans: _Optional[_Iterable[_Union[MessageSpan, _Mapping]]] = ..., chat_template_kwargs: _Optional[str] = ..., add_generation_prompt: bool = ..., continue_final_message: bool = ..., tools: _Optional[str] = ...) -> None: ...
 
 class MessageSpan(_message.Message):
     __slots__ = ("role", "start", "end")
@@ -882,12 +888,30 @@ class MessageSpan(_message.Message):
     def __init__(self, role: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
 
 class Message(_message.Message):
-    __slots__ = ("role", "content")
+    __slots__ = ("role", "content", "tool_calls", "tool_call_id", "name", "reasoning")
     ROLE_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CALLS_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CALL_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REASONING_FIELD_NUMBER: _ClassVar[int]
     role: str
     content: str
-    def __init__(self, role: _Optional[str] = ..., content: _Optional[str] = ...) -> None: ...
+    tool_calls: _containers.RepeatedCompositeFieldContainer[ToolCall]
+    tool_call_id: str
+    name: str
+    reasoning: str
+    def __init__(self, role: _Optional[str] = ..., content: _Optional[str] = ..., tool_calls: _Optional[_Iterable[_Union[ToolCall, _Mapping]]] = ..., tool_call_id: _Optional[str] = ..., name: _Optional[str] = ..., reasoning: _Optional[str] = ...) -> None: ...
+
+class ToolCall(_message.Message):
+    __slots__ = ("id", "name", "arguments")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ARGUMENTS_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    name: str
+    arguments: str
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., arguments: _Optional[str] = ...) -> None: ...
 
 class Segment(_message.Message):
     __slots__ = ("name", "message", "start", "end")

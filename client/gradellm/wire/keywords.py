@@ -48,11 +48,17 @@ __all__ = [
     "StructuredOutputKeywords",
     "TokenChoice",
     "TokenizeKeywords",
+    "Tool",
     "WordLike",
 ]
 
-Message = Mapping[str, str] | tuple[str, str]
-"""A turn of a conversation: {"role": ..., "content": ...}, or (role, content)."""
+Message = Mapping[str, Any] | tuple[str, str]
+"""A turn of a conversation: {"role": ..., "content": ...}, or (role, content).
+
+As in OpenAI's API, an assistant's may have tool_calls and reasoning_content, and no content; a tool's tool_call_id and
+name."""
+Tool = Mapping[str, Any]
+"""A tool in OpenAI's form: {"type": "function", "function": {"name": ..., "description": ..., "parameters": ...}}."""
 Segment = tuple[int, int] | tuple[int, int, int]
 """A span of the caller's text in code points: (start, end) of a prompt, or (message, start, end) of messages."""
 
@@ -115,6 +121,8 @@ class InputKeywords(TypedDict, total=False):
     last message is continued."""
     continue_final_message: bool | None
     """With messages: continue the last message, whose turn is left open, instead of beginning a new one."""
+    tools: Sequence[Tool] | None
+    """With messages: tools that the model may call. Their definitions are segments of the prompt, "tool:NAME"."""
 
 
 class AttributionKeywords(TypedDict, total=False):

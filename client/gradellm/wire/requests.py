@@ -19,11 +19,11 @@ from gradellm.wire.keywords import (
     FollowKeywords,
     GenerateKeywords,
     InputKeywords,
-    Message,
     MessageSpan,
     Segment,
     TokenizeKeywords,
 )
+from gradellm.wire.messages import built_messages, tools_json
 from gradellm.wire.sampling_fields import sampling_fields, template_fields
 from gradellm.wire.structured_output import structured_output
 from gradellm.wire.token_selection import token_selection
@@ -134,36 +134,13 @@ def prompt_input(prompt: str | None, keywords: InputKeywords) -> pb.Input:
     validation.exactly_one({"prompt": prompt, "messages": messages, "prompt_ids": keywords.get("prompt_ids")})
     return pb.Input(
         prompt=None if prompt is None else validation.text("prompt", prompt),
-        messages=None if messages is None else _messages(messages),
+        messages=None if messages is None else built_messages(messages),
         prompt_ids=validation.optional(validation.some_int32s, "prompt_ids", keywords),
         segments=None if segments is None else _segments(segments, of_messages=messages is not None),
         message_spans=None if spans is None else _message_spans(spans),
         **template_fields(keywords),
+        tools=validation.optional(tools_json, "tools", keywords),
     )
-
-
-def _messages(messages: Sequence[Message]) -> list[pb.Message]:
-    built = []
-    for index, message in enumerate(validation.as_list("messages", messages)):
-        name = f"messages[{index}]"
-        pair = message
-        if isinstance(message, Mapping):
-            if message.keys() != {"role", "content"}:
-                raise InvalidRequestError.of(
-                    name, f"needs the keys role and content alone, has {validation.join_names(message)}"
-                )
-            pair = (message["role"], message["content"])
-        if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
-            raise InvalidRequestError.of(
-                name, f"must map role and content, or be a pair of them, not {validation.short_repr(message)}"
-            )
-        role, content = pair
-        built.append(
-            pb.Message(role=validation.text(f"{name}.role", role), content=validation.text(f"{name}.content", content))
-        )
-    if not built:
-        raise InvalidRequestError.of("messages", "is empty; a conversation has at least one message")
-    return built
 
 
 def _message_spans(spans: Sequence[MessageSpan]) -> list[pb.MessageSpan]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from gradellm import Event, Explanation
 from gradellm_gateway.chat import ChatRequest, Completion, usage_object
 from gradellm_gateway.sampling_fields import seed_of_choice
+from gradellm_gateway.tools.answer import AnswerForm
 
 
-def choice_keywords(request: ChatRequest) -> list[dict[str, Any]]:
-    """The SDK's keywords of each choice: with a seed, that of choice i is seed + i."""
-    keywords = request.keywords
+def choice_keywords(request: ChatRequest, tools: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """The SDK's keywords of each choice, those of its tools included: with a seed, that of choice i is seed + i."""
+    keywords = {**request.keywords, **(tools or {})}
     return [{**keywords, **seed_of_choice(keywords, index)} for index in range(request.num_choices)]
 
 
@@ -23,8 +24,8 @@ class ChatChoices:
     With several choices, a choice has what belongs to it alone: `gradellm`, `gradellm_citations` and `sources`.
     """
 
-    def __init__(self, request: ChatRequest, model: str, completion_id: str) -> None:
-        first = Completion(request, model, completion_id)
+    def __init__(self, request: ChatRequest, model: str, completion_id: str, form: AnswerForm | None = None) -> None:
+        first = Completion(request, model, form or AnswerForm(), completion_id)
         others = [replace(first, index=index) for index in range(1, request.num_choices)]
         self._completions = [first, *others]
         self._includes_usage = request.includes_usage

@@ -20,6 +20,7 @@ from gradellm_gateway.streaming import (
     unless_disconnected,
     with_caller_names,
 )
+from gradellm_gateway.tools.forms import AnswerForms
 
 __all__ = ["ChatRoutes"]
 
@@ -27,8 +28,8 @@ __all__ = ["ChatRoutes"]
 class ChatRoutes:
     """Completes chats."""
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+    def __init__(self, backend: Backend, forms: AnswerForms) -> None:
+        self._backend, self._forms = backend, forms
 
     def routes(self) -> list[Route]:
         """The routes."""
@@ -39,8 +40,9 @@ class ChatRoutes:
         client, body = await self._backend.client_of(request), await read_json(request)
         chat_request = ChatRequest.from_json(body)
         name = await self._backend.model_name(client, body.get("model"))
-        choices = ChatChoices(chat_request, name, f"chatcmpl-{request_id_of(request)}")
-        keywords = choice_keywords(chat_request)
+        form, tools = await self._forms.of(client, chat_request.tools)
+        choices = ChatChoices(chat_request, name, f"chatcmpl-{request_id_of(request)}", form)
+        keywords = choice_keywords(chat_request, tools)
         try:
             if chat_request.is_streamed:
                 streams = [numbered(index, client.generate(**each)) for index, each in enumerate(keywords)]

@@ -38,6 +38,7 @@ from gradellm_engine import (
     StructuredOutput,
     TemplateOptions,
     TokenSelection,
+    ToolCall,
     method_named,
 )
 from gradellm_engine import Message as ChatMessage
@@ -74,9 +75,10 @@ def read_input(request: pb.Input, limits: PromptLimits) -> PromptInput:
         num_segments=len(request.segments),
         num_message_spans=len(request.message_spans),
     )
+    limits.check_length("input.tools", len(request.tools))
     return PromptInput(
         prompt=request.prompt if request.HasField("prompt") else None,
-        messages=tuple(ChatMessage(message.role, message.content) for message in request.messages),
+        messages=tuple(map(_read_message, request.messages)),
         prompt_ids=tuple(request.prompt_ids),
         segments=tuple(
             Segment(s.name, s.start, s.end, s.message if s.HasField("message") else None) for s in request.segments
@@ -87,7 +89,13 @@ def read_input(request: pb.Input, limits: PromptLimits) -> PromptInput:
             request.add_generation_prompt if request.HasField("add_generation_prompt") else None,
             request.continue_final_message,
         ),
+        tools=request.tools,
     )
+
+
+def _read_message(message: pb.Message) -> ChatMessage:
+    calls = tuple(ToolCall(call.name, call.arguments, call.id) for call in message.tool_calls)
+    return ChatMessage(message.role, message.content, calls, message.tool_call_id, message.name, message.reasoning)
 
 
 def read_sampling(request: pb.GenerateRequest | pb.GenerationOptions, defaults: Sampling = Sampling()) -> Sampling:

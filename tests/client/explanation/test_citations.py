@@ -46,6 +46,17 @@ def test_sentences_cite_their_documents_with_the_passage() -> None:
     assert answered(HIGH).citations() == (soup, hours, day)
 
 
+def test_the_definition_of_a_tool_is_no_document() -> None:
+    def defined(explanation: Explanation) -> Explanation:
+        tokens = tuple(
+            replace(token, segment="tool:menu", role="system", message=None) if token.segment == "menu" else token
+            for token in explanation.prompt_tokens
+        )
+        return replace(explanation, started=replace(explanation.started, prompt_tokens=tokens))
+
+    assert {d.name for sentence in defined(answered(HIGH)).citations() for d in sentence.documents} == {"hours"}
+
+
 def test_a_source_with_a_high_score_for_every_token_is_not_cited() -> None:
     constant = {token: {column("menu", "Soup"): 9.0} for token in range(len(ANSWER))}
     assert not any(sentence.documents for sentence in citations(answered(constant)))

@@ -218,7 +218,7 @@ def test_values_that_protobuf_refuses_are_named(keywords: dict[str, Any], field:
         (["hi"], "messages[0]"),
         ([("user", "a"), ("user",)], "messages[1]"),
         ([{"role": "user"}], "messages[0]"),
-        ([{"role": "user", "content": "a", "name": "b"}], "messages[0]"),
+        ([{"role": "user", "content": "a", "nick": "b"}], "messages[0]"),
         ([("user", 3)], "messages[0].content"),
         ([("user", "\ud800")], "messages[0].content"),
     ],

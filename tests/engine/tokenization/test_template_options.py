@@ -51,9 +51,9 @@ def refused(call: Callable[[], object]) -> InvalidRequestError:
 def test_options_change_the_prompt_and_messages_are_found_in_it(
     tokenizer: PreTrainedTokenizerBase, options: TemplateOptions, end: str
 ) -> None:
-    text = render(MESSAGES, tokenizer, options)
+    text = render(MESSAGES, tokenizer, options=options)
     assert text == f"[user] Who? [end][assistant]{end}"
-    placement = place_messages(MESSAGES, text, tokenizer, options)
+    placement = place_messages(MESSAGES, text, tokenizer, options=options)
     assert placement.unplaced == ()
     assert [text[span.start : span.end] for span in placement.spans] == [" Who? ", "It is "]
 
@@ -61,7 +61,9 @@ def test_options_change_the_prompt_and_messages_are_found_in_it(
 def test_a_template_that_drops_the_last_message_cannot_continue_it(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.chat_template = "{% for m in messages[:-1] %}{{ m.content }}{% endfor %}"
     secret = Message("assistant", "x" * 5000)
-    error = refused(lambda: render([MESSAGES[0], secret], tokenizer, TemplateOptions(continue_final_message=True)))
+    error = refused(
+        lambda: render([MESSAGES[0], secret], tokenizer, options=TemplateOptions(continue_final_message=True))
+    )
     assert error.field == "input.messages"
     assert len(error.description) < 400
 

@@ -14,6 +14,7 @@ from gradellm_engine.tokenization import encoder as encoder_module
 from gradellm_server.rpc.requests_from_wire import NUMERIC_SWITCHES, name_presets, read_structured_output
 from gradellm_server.rpc.wire_enums import SWITCH_ENUMS
 from server.conftest import RunningServer, Serving
+from support.tools.templates import SHORT
 
 MANY = 100_000
 PROMPT = pb.Input(prompt="a")
@@ -125,6 +126,32 @@ def test_hostile_roles_and_contents_are_tokenized_at_once(
     answer = server.stub.Tokenize(pb.TokenizeRequest(input=prompt_input), timeout=5)
     assert {token.message for token in answer.tokens if token.HasField("message")} == set(range(len(messages)))
     assert not answer.unplaced_messages
+
+
+def test_a_chat_with_tools(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.engine.model.tokenizer, "chat_template", SHORT)
+    call = pb.ToolCall(id="c", name="f", arguments='{"a": "b"}')
+    chat = pb.Input(
+        messages=[TURN, pb.Message(role="assistant", tool_calls=[call]), pb.Message(role="tool", content="12")],
+        tools='[{"type": "function", "function": {"name": "f"}}]',
+    )
+    answer = server.stub.Tokenize(pb.TokenizeRequest(input=chat))
+    found = {(pb.Role.Name(t.role), t.message if t.HasField("message") else None, t.segment) for t in answer.tokens}
+    assert found == {
+        ("ROLE_TEMPLATE", None, ""),
+        ("ROLE_SYSTEM", None, "tool:f"),
+        ("ROLE_USER", 0, ""),
+        ("ROLE_ASSISTANT", 1, ""),
+        ("ROLE_TOOL", 2, ""),
+    }
+    for refused, field in (
+        (pb.Input(messages=[TURN], tools="{"), "input.tools"),
+        (pb.Input(messages=[TURN], tools=f"[{'1,' * 500_000}1]"), "input.tools"),
+        (pb.Input(prompt="a", tools=chat.tools), "input.tools"),
+        (pb.Input(messages=[pb.Message(role="assistant", tool_calls=[call] * 10_000)]), "input.messages[0].tool_calls"),
+    ):
+        with pytest.raises(grpc.RpcError, match=field.replace("[", r"\[")):
+            server.stub.Tokenize(pb.TokenizeRequest(input=refused), timeout=2)
 
 
 def test_messages_that_cannot_be_located_are_reported(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:

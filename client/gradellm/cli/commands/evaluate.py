@@ -48,7 +48,8 @@ _EXAMPLES = """\
 """
 
 _PROMPT_FLAGS = (
-    "prompt", "prompt_ids", "chat", "segment", "completion", "completion_ids", "labels", "rationale", "plot",
+    "prompt", "prompt_ids", "chat", "segment", "tools", "document", "completion", "completion_ids", "labels",
+    "rationale", "plot",
 )  # fmt: skip
 _DATA_FLAGS = (
     "preset", "data", "prompt_template", "label_words", "columns", "first_sentences", "name", "raw", "sample",

@@ -38,6 +38,8 @@ _EXAMPLES = """\
   gradellm explain "Soup is five coins. What is the soup?" --segment menu=0:20 --citations
   gradellm explain "Mia trusts Ben. Ben likes red. Mia" --trace red
   gradellm explain "Name a colour and a number, as JSON." --schema answer.json
+  gradellm explain "What is the soup?" --chat --document menu=menu.txt --citations
+  gradellm explain "How is the weather in Bonn?" --tools tools.json --format json
   gradellm explain --batch prompts.jsonl --max-new-tokens 32 --output explanations.jsonl
 """
 _SAMPLING = (*SamplingKeywords.__annotations__, "num_alternatives")
@@ -111,7 +113,7 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--citations",
         action="store_true",
-        help="print each sentence of the answer with the documents, named with --segment, that it was drawn from; "
+        help="print each sentence of the answer with the documents (--document, --segment) that it was drawn from; "
         "with --format json as JSON",
     )
     group.add_argument(
@@ -150,8 +152,10 @@ def check_output(args: argparse.Namespace) -> None:
 def _check_citations(args: argparse.Namespace) -> None:
     if args.format not in (None, "json"):
         raise InvalidRequestError.of("format", f"{args.format} cannot be combined with --citations; json can")
-    if not args.segment:
-        raise InvalidRequestError.of("citations", "needs documents: name the range of each with --segment")
+    if not (args.segment or args.document):
+        raise InvalidRequestError.of(
+            "citations", "needs documents: give each with --document, or name its range with --segment"
+        )
     if args.attribution == "none":
         raise InvalidRequestError.of("attribution", "none cannot be combined with --citations")
 

@@ -15,6 +15,7 @@ from gradellm.errors import InvalidRequestError
 from gradellm.explanation.verification.fields import abbreviated, field_problems, is_unset
 from gradellm.explanation.verification.verdict import NotChecked
 from gradellm.models import TokenizedPrompt
+from gradellm.serialization import MalformedError, from_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -133,7 +134,7 @@ def _candidates(stored: Explanation) -> Iterator[dict[str, Any]]:
                 (role, stored.prompt_text[slice(*trimmed[index])] if index in trimmed else "")
                 for index, role in enumerate(message_roles)
             ]
-            yield {"messages": messages, **_segments(stored, trimmed)}
+            yield {"messages": messages, **_tools(stored), **_segments(stored, trimmed)}
 
 
 def _trimmed(prompt_text: str, spans: Spans, trim: Callable[[str], str]) -> Spans:
@@ -160,6 +161,24 @@ def _role_candidates(stored: Explanation, index: int, roles: dict[int, set[str |
     return list(dict.fromkeys(reversed(words)))[:8] or ["other"]
 
 
+def _tools(stored: Explanation) -> dict[str, Any]:
+    """Return the keyword `tools` that definitions imply; no keyword if the template does not write them as JSON."""
+    places: dict[str, tuple[int, int]] = {}
+    for token in stored.prompt_tokens:
+        if token.is_definition:
+            start, _ = places.get(token.segment, (token.start, 0))
+            places[token.segment] = (start, token.end)
+    tools = []
+    for start, end in places.values():
+        try:
+            tool = from_json(stored.prompt_text[start:end])
+        except MalformedError:
+            return {}
+        is_function = isinstance(tool, dict) and "function" not in tool
+        tools.append({"type": "function", "function": tool} if is_function else tool)
+    return {"tools": tools} if tools else {}
+
+
 def _segments(stored: Explanation, spans: Spans) -> dict[str, Any]:
     """Return the keyword `segments` that the tokens imply; no keyword if no request can express them."""
     found: dict[str, tuple[int | None, int, int]] = {}
@@ -167,7 +186,7 @@ def _segments(stored: Explanation, spans: Spans) -> dict[str, Any]:
     for token in stored.prompt_tokens:
         if token.segment and token.segment != before and token.segment in found:
             return {}  # a segment in two parts
-        if token.segment:
+        if token.segment and not token.is_definition:
             text = stored.prompt_text[token.start : token.end]
             anchor = token.start + len(text) - len(text.lstrip()) if text.strip() else token.start
             _, start, _ = found.get(token.segment, (None, anchor, 0))
@@ -232,6 +251,9 @@ def _role_problems(
     if unplaced := getattr(stored.started, "unplaced_messages", ()):
         numbers = ", ".join(map(str, unplaced))
         return [], [NotChecked(what, f"the chat template rewrote message {numbers}, which cannot be reconstructed")]
+    has_tools = any(token.is_definition or token.role == "tool" for token in stored.prompt_tokens)
+    if has_tools and (nearest is None or _ids(nearest.tokens) != _ids(stored.prompt_tokens)):
+        return [], [NotChecked(what, "the definitions and calls of tools cannot be reconstructed from their tokens")]
     if nearest is None:
         why = f"the server refuses them: {refusal}" if refusal else "they are not those of whole messages"
         return [f"the prompt cannot be reconstructed from the messages that its tokens' roles imply: {why}"], []

@@ -156,7 +156,7 @@ def test_a_trace_is_printed_instead_of_words(fake: FakeServer, capsys: Out, comm
         (["--output", "a.json", "--format", "json"], "--format: cannot be combined with --output"),
         (["--output", "a.docx"], "--output: "),
         (["--format", "png"], "--format: a PNG cannot be printed on a terminal: give --output FILE.png"),
-        (["--citations"], "--citations: needs documents: name the range of each with --segment"),
+        (["--citations"], "--citations: needs documents: give each with --document, or name its range with --segment"),
         (
             ["--citations", "--segment", "a=0:4", "--format", "html"],
             "--format: html cannot be combined with --citations",

@@ -42,7 +42,7 @@ def changed(field: str, value: Any) -> Any:
 
 
 def test_every_field_of_the_model_is_compared() -> None:
-    stored = complete()
+    stored = with_model(complete(), has_tools=True, tool_call_parser="hermes")
     for field in fields(ModelInfo):
         was = getattr(stored.provenance.model, field.name)
         now = with_model(stored, **{field.name: changed(field.name, was)})
