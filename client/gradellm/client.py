@@ -138,8 +138,8 @@ class Client:
         is called with every event, including `prompt_progress`, the progress of a long prefill, which is not yielded.
 
         Keywords: messages or prompt_ids in place of prompt, segments, tools, options of the chat template;
-        max_new_tokens, temperature, top_k, top_p, seed, stop and other settings of sampling (SamplingKeywords), num_alternatives,
-        forced_ids, first_attribution; json_schema, json_object, grammar, regex or choice, which constrain the
+        max_new_tokens, temperature, top_k, top_p, seed, stop and other settings of sampling (SamplingKeywords),
+        num_alternatives, forced_ids, first_attribution; json_schema, json_object, grammar, regex or choice, which constrain the
         completion; attribution (a preset: "recommended", "paper", "unloosened", "grad_eclip", "knockout",
         "head_abs_no_sink" or "step_relevance"; by default the server's; None for tokens only), method, loosening,
         layers, similarity, rotary, rectify, magnitude, normalise_over, sink, gradient, target, contrast, sources,
