@@ -139,12 +139,11 @@ class Client:
 
         Keywords: messages or prompt_ids in place of prompt, segments, tools, options of the chat template;
         max_new_tokens, temperature, top_k, top_p, seed, stop and other settings of sampling (SamplingKeywords),
-        num_alternatives, forced_ids, first_attribution; json_schema, json_object, grammar, regex or choice, which constrain the
-        completion; attribution (a preset: "recommended", "paper", "unloosened", "grad_eclip", "knockout",
+        num_alternatives, forced_ids, first_attribution; json_schema, json_object, grammar, regex or choice, which
+        constrain the completion; attribution (a preset: "recommended", "paper", "unloosened", "grad_eclip", "knockout",
         "head_abs_no_sink" or "step_relevance"; by default the server's; None for tokens only), method, loosening,
         layers, similarity, rotary, rectify, magnitude, normalise_over, sink, gradient, target, contrast, sources,
-        resolution, top_k_sources, delivery, chunk_size, tokens; see
-        GenerateKeywords.
+        resolution, top_k_sources, delivery, chunk_size, tokens; see GenerateKeywords.
         """
         return self._events(calls.generate(prompt, keywords), on_event)
 

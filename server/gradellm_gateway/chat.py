@@ -181,11 +181,8 @@ class Completion:
             self._reader.start(event.started)
             return [self._chunk({"role": "assistant", "content": ""}) | self._prompt_ids(event.started) | own]
         if event.token is not None:
-            delta, logprobs, ids = (
-                self._reader.add(event.token),
-                self._logprobs([event.token]),
-                self._token_ids([event.token]),
-            )
+            delta, tokens = self._reader.add(event.token), [event.token]
+            logprobs, ids = self._logprobs(tokens), self._token_ids(tokens)
             if not (delta or own or logprobs or ids) and self.form.parser is not None:
                 return []
             chunk = self._chunk(delta or {"content": ""}, logprobs=logprobs)
