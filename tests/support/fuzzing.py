@@ -95,6 +95,9 @@ def texts() -> st.SearchStrategy[str]:
 
 
 def _field(field: FieldDescriptor) -> st.SearchStrategy[Any]:
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        entry = field.message_type.fields_by_name
+        return st.dictionaries(_value(entry["key"]), _value(entry["value"]), max_size=3)
     one = _value(field)
     if field.is_repeated:
         return st.lists(one, max_size=3)
@@ -104,6 +107,8 @@ def _field(field: FieldDescriptor) -> st.SearchStrategy[Any]:
 def _value(field: Any) -> st.SearchStrategy[Any]:
     if field.name in SMALL and field.enum_type is None:
         return SMALL[field.name]
+    if field.name == "chat_template_kwargs":
+        return st.one_of(st.sampled_from(['{"enable_thinking": false}', '{"messages": []}', "[" * 5000]), texts())
     if field.full_name == "gradellm.v1.AttributionOptions.method":
         return st.one_of(st.sampled_from([*METHODS, ""]), texts())
     if field.message_type is pb.Input.DESCRIPTOR:

@@ -52,6 +52,22 @@ def default_method(engine: Engine) -> list[Rows]:
     return _of_methods(engine, [GradEllm()])
 
 
+def sampling_settings(engine: Engine) -> Rows:
+    """Tokens that penalties, biases and stop tokens choose."""
+    settings = Sampling(
+        max_new_tokens=8,
+        temperature=0.9,
+        seed=3,
+        repetition_penalty=1.2,
+        frequency_penalty=0.5,
+        min_p=0.01,
+        logit_bias=((70, 2.0),),
+        min_new_tokens=4,
+    )
+    requests = [engine.generation_request(prompt, settings, AttributionSettings()) for prompt in PROMPTS]
+    return _rows(run(engine.scheduler, requests))
+
+
 def in_pass_methods(engine: Engine) -> list[Rows]:
     """In-pass methods, several requests at a time, per token and in chunks, greedy and sampled."""
     methods: list[Switches] = [
@@ -66,8 +82,7 @@ def in_pass_methods(engine: Engine) -> list[Rows]:
 
 
 def _of_methods(engine: Engine, methods: Sequence[Switches]) -> list[Rows]:
-    sampled = Sampling(max_new_tokens=6, temperature=0.9, seed=3, frequency_penalty=0.5, min_p=0.01, min_new_tokens=2)
-    samplings = [Sampling(max_new_tokens=6, temperature=0.0, repetition_penalty=1.2), sampled]
+    samplings = [Sampling(max_new_tokens=6, temperature=0.0), Sampling(max_new_tokens=6, temperature=0.9, seed=3)]
     results: list[Rows] = []
     for method in methods:
         for delivery in Delivery:
@@ -195,6 +210,7 @@ PROGRAMS: dict[str, Callable[[Engine], Any]] = {
     program.__name__: program
     for program in (
         default_method,
+        sampling_settings,
         in_pass_methods,
         post_hoc_methods,
         selected_tokens,
