@@ -35,7 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until SIGINT or SIGTERM; the exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    if missing := [name for name in ("httpx2", "starlette", "uvicorn") if importlib.util.find_spec(name) is None]:
+    if missing := [
+        name
+        for name in ("httpx2", "prometheus_client", "starlette", "uvicorn")
+        if importlib.util.find_spec(name) is None
+    ]:
         parser.error(f"the gateway needs {' and '.join(missing)}: pip install 'gradellm[gateway]'")
     host, port = _checked_address(parser, options)
     import uvicorn

@@ -40,9 +40,9 @@ class ChatRoutes:
         completion = Completion(chat_request, name, f"chatcmpl-{request_id_of(request)}")
         try:
             if chat_request.is_streamed:
-                events = with_caller_names(client.generate(**chat_request.keywords), chat_request.names)
+                events = with_caller_names(self._backend.generated(client, chat_request.keywords), chat_request.names)
                 return await stream_response(request, events, completion.chunks)
-            explanation = await unless_disconnected(request, client.explain(**chat_request.keywords))
+            explanation = await unless_disconnected(request, self._backend.explained(client, chat_request.keywords))
         except InvalidRequestError as error:
             raise chat_request.names.error(error) from error
         return CLIENT_CLOSED_REQUEST if explanation is None else AsciiJSONResponse(completion.response(explanation))
