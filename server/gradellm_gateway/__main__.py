@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
 import importlib.util
+import logging
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -36,7 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until SIGINT or SIGTERM; the exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    if missing := [name for name in ("httpx2", "starlette", "uvicorn") if importlib.util.find_spec(name) is None]:
+    if missing := [
+        name
+        for name in ("httpx2", "prometheus_client", "starlette", "uvicorn")
+        if importlib.util.find_spec(name) is None
+    ]:
         parser.error(f"the gateway needs {' and '.join(missing)}: pip install 'gradellm[gateway]'")
     host, port = _checked_address(parser, options)
     import uvicorn
@@ -76,7 +80,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ssl_certfile=options.tls_cert,
         ssl_keyfile=options.tls_key,
         log_level=options.log_level,
-        log_config=_log_config(options.log_level),
         access_log=False,  # the gateway's own lines have requests' ids
         timeout_graceful_shutdown=10,
     )
@@ -85,6 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # also OpenSSL's errors
         parser.error(f"--tls-cert {options.tls_cert} and --tls-key {options.tls_key} cannot be used: {error}")
     server = uvicorn.Server(config)
+    _log_requests(options.log_level)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after a graceful shutdown
         server.run()
     for message in refusals:
@@ -92,13 +96,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return EXIT_USAGE if refusals else 0 if server.started else EXIT_FAILED
 
 
-def _log_config(level: str) -> dict[str, Any]:
-    """Return uvicorn's logging, with a logger of the gateway's own beside its."""
-    from uvicorn.config import LOGGING_CONFIG
+def _log_requests(level: str) -> None:
+    """Write the gateway's own lines where uvicorn's are, in its format."""
+    from uvicorn.logging import DefaultFormatter
 
-    config = copy.deepcopy(LOGGING_CONFIG)
-    config["loggers"]["gradellm_gateway"] = {"handlers": ["default"], "level": level.upper(), "propagate": False}
-    return config
+    handler = logging.StreamHandler()
+    handler.setFormatter(DefaultFormatter("%(levelprefix)s %(message)s"))
+    logger = logging.getLogger("gradellm_gateway")
+    logger.setLevel(level.upper())
+    logger.addHandler(handler)
 
 
 def _checked_address(parser: argparse.ArgumentParser, options: argparse.Namespace) -> tuple[str, int]:

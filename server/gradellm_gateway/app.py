@@ -15,6 +15,7 @@ from gradellm_gateway.middleware.api_keys import ApiKeys
 from gradellm_gateway.middleware.error_handlers import EXCEPTION_HANDLERS
 from gradellm_gateway.middleware.request_ids import RequestIds
 from gradellm_gateway.middleware.trusted_hosts import TrustedHosts
+from gradellm_gateway.observability.metrics import HttpMetrics
 from gradellm_gateway.routes.backend import Backend
 from gradellm_gateway.routes.chat import ChatRoutes
 from gradellm_gateway.routes.completions import CompletionRoutes
@@ -68,7 +69,9 @@ def gateway(
         Route("/shades.css", shades_css, methods=["GET"]),
     ]
     passing = [] if upstream is None else [Route(path, upstream.passing) for path in ("/v1", "/v1/{rest:path}")]
+    paths = [route.path for route in api]
     middleware = [
+        Middleware(HttpMetrics, metrics=backend.metrics, paths=paths),
         Middleware(RequestIds, is_returned=upstream is None),  # an upstream returns its own
         Middleware(TrustedHosts, names=tuple(allow_hosts)),
     ]

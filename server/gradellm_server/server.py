@@ -11,7 +11,6 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from gradellm_engine import Engine
 from gradellm_server.addresses import UNIX, UnixSocket, bind_error, check_free
@@ -23,6 +22,7 @@ from gradellm_server.observability.call import CallObserver, CallObservers
 from gradellm_server.observability.debugging import CHANNELZ_NAME, add_channelz
 from gradellm_server.observability.metrics import Metrics
 from gradellm_server.observability.metrics_server import MetricsServer
+from gradellm_server.reflection import add_reflection
 from gradellm_server.rpc.auth_interceptor import AuthInterceptor
 from gradellm_server.rpc.receive_deadline import ReceiveDeadline
 from gradellm_server.rpc.rpcs import SERVICE_NAME
@@ -124,11 +124,11 @@ class Server:
         )
         self._server.add_generic_rpc_handlers((service.handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, self._server)
-        names = [SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME]
+        names = [SERVICE_NAME, health.SERVICE_NAME]
         if settings.debug:
             add_channelz(self._server)
             names.append(CHANNELZ_NAME)
-        reflection.enable_server_reflection(names, self._server)
+        add_reflection(self._server, names)
         await self._server.start()
         self._thread.restart_seconds = max(1.0, time.monotonic() - self._created_at)
         await self._health.open(self._thread)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Any
 
 from gradellm import AsyncClient, Event, InvalidRequestError
 from gradellm.models import PromptToken, Token
@@ -43,16 +44,22 @@ class ChoiceItem:
 
 
 async def choice_items(
-    client: AsyncClient, request: CompletionRequest, choice: ChoiceRequest
+    client: AsyncClient,
+    request: CompletionRequest,
+    choice: ChoiceRequest,
+    generate: Callable[[AsyncClient, Mapping[str, Any]], AsyncGenerator[Event, None]],
 ) -> AsyncGenerator[ChoiceItem, None]:
-    """Yield the parts of one choice. Raises InvalidRequestError with the caller's field names."""
+    """Yield the parts of one choice; `generate` makes its completion from keywords.
+
+    Raises InvalidRequestError with the caller's field names.
+    """
     try:
         if request.echo:
             yield ChoiceItem(choice.index, await _echo(client, request, choice))
         if not request.generates:
             yield ChoiceItem(choice.index, None)
             return
-        async with aclosing(client.generate(**choice.keywords)) as events:
+        async with aclosing(generate(client, choice.keywords)) as events:
             async for event in events:
                 yield ChoiceItem(choice.index, event)
     except InvalidRequestError as error:

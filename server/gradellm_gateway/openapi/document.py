@@ -85,6 +85,7 @@ OPERATIONS = (
     ),
     Operation("get", "/health", "Tell whether the explanation server responds.", response=(TEXT,), is_open=True),
     Operation("get", "/healthz", "The same, as JSON.", is_open=True),
+    Operation("get", "/metrics", "Prometheus metrics.", response=(TEXT,), is_open=True),
     Operation("get", "/version", "Tell the gateway's version.", is_open=True),
 )
 

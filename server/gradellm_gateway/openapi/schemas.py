@@ -30,7 +30,7 @@ def schema_of(check: object) -> Schema:
 def nullable(schema: Schema) -> Schema:
     """Return a schema that allows null, too: it counts as absent."""
     kind = schema.get("type")
-    if not schema:
+    if not schema or kind == "null":
         return schema
     if isinstance(kind, str) and "enum" not in schema:
         return {**schema, "type": [kind, "null"]}

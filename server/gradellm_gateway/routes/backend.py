@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 from starlette.requests import Request
 
-from gradellm import AsyncClient, PermissionDeniedError
+from gradellm import AsyncClient, Event, Explanation, PermissionDeniedError
+from gradellm.explanation.explanation import Collector
 from gradellm.models import ModelInfo
 from gradellm_gateway.errors import ModelNotFoundError
 from gradellm_gateway.fields import listed, quoted
 from gradellm_gateway.middleware.request_ids import metadata_of
+from gradellm_gateway.observability.metrics import GatewayMetrics
 from gradellm_gateway.upstream.routes import UpstreamRoutes
 
 __all__ = ["ALIAS", "Backend", "public_name"]
@@ -28,6 +32,9 @@ class Backend:
         upstream: another engine, which generates.
         served_names: names of the model; responses have the first. By default the model's own, without a path.
         passes_tokens: whether callers' keys are the server's access tokens, unless there is an upstream.
+
+    Attributes:
+        metrics: of what passes through the gateway.
     """
 
     def __init__(
@@ -41,6 +48,8 @@ class Backend:
         self.client, self.upstream = client, upstream
         self._served_names, self._passes_tokens = tuple(served_names), passes_tokens
         self.started_at = int(time.time())
+        self.metrics = GatewayMetrics()
+        self._known_name = self._served_names[0] if self._served_names else ALIAS
 
     async def client_of(self, request: Request) -> AsyncClient:
         """The client for a caller's request: with its id and trace context, and with its bearer token.
@@ -61,6 +70,18 @@ class Backend:
         is_token = kind.lower() == "bearer" and token.strip() not in ("", "none", "EMPTY")
         return self.client.with_token(token.strip()) if is_token else self.client
 
+    def generated(self, client: AsyncClient, keywords: Mapping[str, Any]) -> AsyncGenerator[Event, None]:
+        """Generate as the SDK does, and count it."""
+        return self.metrics.observed(client.generate(**keywords), lambda: self._known_name)
+
+    async def explained(self, client: AsyncClient, keywords: Mapping[str, Any]) -> Explanation:
+        """Generate, and return the whole."""
+        collector = Collector()
+        async with aclosing(self.generated(client, keywords)) as events:
+            async for event in events:
+                collector.add(event)
+        return collector.explanation()
+
     def served_names(self, model: ModelInfo) -> tuple[str, ...]:
         """Return the names that requests may give for the model, besides `ALIAS`."""
         return self._served_names or (public_name(model),)
@@ -78,6 +99,7 @@ class Backend:
             except PermissionDeniedError:
                 return str(requested or ALIAS)
             names, accepted = (public_name(model),), {model.name, Path(model.name).name}
+            self._known_name = names[0]
         if requested not in (None, "", ALIAS, *names, *accepted):
             served = listed(quoted(name) for name in names)
             raise ModelNotFoundError.of(

@@ -45,10 +45,12 @@ class ChatRoutes:
         keywords = choice_keywords(chat_request, tools)
         try:
             if chat_request.is_streamed:
-                streams = [numbered(index, client.generate(**each)) for index, each in enumerate(keywords)]
+                streams = [
+                    numbered(index, self._backend.generated(client, each)) for index, each in enumerate(keywords)
+                ]
                 events = with_caller_names(merged(streams), chat_request.names)
                 return await stream_response(request, events, choices.chunks)
-            answered = gathered([client.explain(**each) for each in keywords])
+            answered = gathered([self._backend.explained(client, each) for each in keywords])
             explanations = await unless_disconnected(request, answered)
         except InvalidRequestError as error:
             raise chat_request.names.error(error) from error

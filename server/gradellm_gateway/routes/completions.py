@@ -37,7 +37,9 @@ class CompletionRoutes:
         completion = CompletionRequest.from_json(body)
         name = await self._backend.model_name(client, body.get("model"))
         answer = TextAnswer(completion, name, f"cmpl-{request_id_of(request)}")
-        items = merged([choice_items(client, completion, choice) for choice in completion.choices])
+        items = merged(
+            [choice_items(client, completion, choice, self._backend.generated) for choice in completion.choices]
+        )
         if completion.is_streamed:
             return await stream_response(request, items, answer.chunks)
 

@@ -46,9 +46,9 @@ class ResponseRoutes:
         answer = ResponseAnswer(wanted, name, request_id_of(request))
         try:
             if wanted.is_streamed:
-                events = with_caller_names(client.generate(**wanted.keywords), wanted.names)
+                events = with_caller_names(self._backend.generated(client, wanted.keywords), wanted.names)
                 return await stream_response(request, events, answer.events, _form(answer))
-            explanation = await unless_disconnected(request, client.explain(**wanted.keywords))
+            explanation = await unless_disconnected(request, self._backend.explained(client, wanted.keywords))
         except InvalidRequestError as error:
             raise wanted.names.error(error) from error
         return CLIENT_CLOSED_REQUEST if explanation is None else AsciiJSONResponse(answer.response(explanation))

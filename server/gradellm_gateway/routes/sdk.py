@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -43,8 +44,11 @@ class SdkRoutes:
     async def info(self, request: Request) -> Response:
         """`GET /v1/gradellm/info`: the server's information, and what is known of an upstream."""
         client, upstream = await self._backend.client_of(request), self._backend.upstream
-        info = to_plain(await client.server_info(timeout=10))
-        return JSONResponse(info if upstream is None else {**info, "upstream": upstream.about()})
+        info = await client.server_info(timeout=10)
+        if upstream is not None:
+            return JSONResponse({**to_plain(info), "upstream": upstream.about()})
+        name = self._backend.served_names(info.model)[0]
+        return JSONResponse(to_plain(replace(info, model=replace(info.model, name=name))))
 
     async def attribute(self, request: Request) -> Response:
         """`POST /v1/gradellm/attribute`."""

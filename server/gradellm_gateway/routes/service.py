@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -25,6 +26,7 @@ class ServiceRoutes:
         return [
             Route("/health", self.health, methods=["GET"]),
             Route("/healthz", self.healthz, methods=["GET"]),
+            Route("/metrics", self.metrics, methods=["GET"]),
             Route("/version", self.version, methods=["GET"]),
         ]
 
@@ -45,3 +47,7 @@ class ServiceRoutes:
     async def version(self, request: Request) -> Response:
         """`GET /version`: the gateway's."""
         return JSONResponse({"version": __version__})
+
+    async def metrics(self, request: Request) -> Response:
+        """`GET /metrics`: the gateway's, in Prometheus's text format."""
+        return Response(self._backend.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)

@@ -1,8 +1,9 @@
 """OpenTelemetry tracing: one span for each call, sent to a collector; needs the extra `[otel]`.
 
-A call's span is a child of the caller's span, if the metadata has one (`traceparent`). Its children queue, prefill,
-decode and attribution have the durations that `finished` reports. Decode steps and attribution alternate, but the
-children are laid out one after another: a trace shows where the time went, not the moment of each step.
+A call's span is a child of the caller's span, if the metadata has one (`traceparent`). Its child is what the model did,
+such as `chat MODEL`, whose children queue, prefill, decode and attribution have the durations that `finished` reports.
+Decode steps and attribution alternate, but these are laid out one after another: a trace shows where the time went, not
+the moment of each step.
 
 Attributes follow OpenTelemetry's semantic conventions for generative AI and RPC; those without a convention begin with
 `gradellm`. None holds text. The OTEL_ environment variables for sampling, headers and resource apply.
@@ -32,6 +33,7 @@ SAMPLING_ATTRIBUTES = {  # field on the wire: attribute
     "top_p": "gen_ai.request.top_p",
     "seed": "gen_ai.request.seed",
 }
+FINISH_REASONS = {"max_new_tokens": "length"}  # the conventions' names; every other reason is "stop"
 # Codes that set a span's status to ERROR, by the conventions for spans of gRPC servers.
 ERROR_CODES = ("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS")
 
@@ -83,12 +85,28 @@ class Tracing(CallObserver):
             f"{SERVICE}/{call.method}",
             context=self._caller(call),
             kind=self._trace.SpanKind.SERVER,
-            attributes={**self._attributes(call), "gradellm.request.id": call.id},
+            attributes={**_rpc_attributes(call), "gradellm.request.id": call.id},
             start_time=start,
         )
         call.trace_id = f"{span.get_span_context().trace_id:032x}"
         if call.stats.first_token_at is not None:
             span.add_event("first token", timestamp=start + _nanoseconds(call.stats.first_token_at - call.started_at))
+        if call.code in ERROR_CODES:
+            span.set_status(self._trace.StatusCode.ERROR, call.reason or call.code)
+        if call.stats.num_prompt_tokens:
+            self._inference(call, self._trace.set_span_in_context(span), start, end)
+        span.end(end)
+
+    def _inference(self, call: Call, parent: Context, start: int, end: int) -> None:
+        """Make the span of what the model did, named and described by the conventions for generative AI."""
+        operation = self._operation(call)
+        span = self._tracer.start_span(
+            f"{operation} {self._model}",
+            context=parent,
+            kind=self._trace.SpanKind.INTERNAL,  # the model runs in this process
+            attributes=self._attributes(call, operation),
+            start_time=start,
+        )
         if call.code in ERROR_CODES:
             span.set_status(self._trace.StatusCode.ERROR, call.reason or call.code)
         if call.stats.timings is not None:
@@ -110,21 +128,11 @@ class Tracing(CallObserver):
         carrier = {key: value for key, value in call.metadata if isinstance(value, str)}
         return self._propagator.extract(carrier, Context())
 
-    def _attributes(self, call: Call) -> dict[str, Any]:
+    def _attributes(self, call: Call, operation: str) -> dict[str, Any]:
         stats = call.stats
-        attributes: dict[str, Any] = {
-            "rpc.system.name": "grpc",
-            "rpc.method": f"{SERVICE}/{call.method}",
-            "rpc.response.status_code": call.code,
-        }
-        if call.code != "OK":
-            attributes["error.type"] = call.reason or call.code
-        if call.client is not None:
-            attributes["gradellm.client"] = call.client
-        if not stats.num_prompt_tokens:
-            return attributes
+        attributes: dict[str, Any] = {} if call.code == "OK" else {"error.type": call.reason or call.code}
         attributes |= {
-            "gen_ai.operation.name": self._operation(call),
+            "gen_ai.operation.name": operation,
             "gen_ai.provider.name": "gradellm",
             "gen_ai.request.model": self._model,
             "gen_ai.response.model": self._model,
@@ -139,7 +147,9 @@ class Tracing(CallObserver):
         if stats.method:
             attributes["gradellm.method"] = stats.method
         if stats.finish_reason:
-            attributes["gen_ai.response.finish_reasons"] = (stats.finish_reason,)
+            reason = FINISH_REASONS.get(stats.finish_reason, "stop")
+            attributes["gen_ai.response.finish_reasons"] = (reason,)
+            attributes["gradellm.finish_reason"] = stats.finish_reason
         if stats.first_token_at is not None:
             attributes["gen_ai.response.time_to_first_chunk"] = stats.first_token_at - call.started_at
         return attributes
@@ -149,6 +159,19 @@ class Tracing(CallObserver):
         if call.method == "Generate":
             return "chat" if call.stats.is_chat else "text_completion"
         return call.method.lower()
+
+
+def _rpc_attributes(call: Call) -> dict[str, Any]:
+    attributes: dict[str, Any] = {
+        "rpc.system.name": "grpc",
+        "rpc.method": f"{SERVICE}/{call.method}",
+        "rpc.response.status_code": call.code,
+    }
+    if call.code != "OK":
+        attributes["error.type"] = call.reason or call.code
+    if call.client is not None:
+        attributes["gradellm.client"] = call.client
+    return attributes
 
 
 def otlp_tracing(endpoint: str, version: str) -> Tracing:

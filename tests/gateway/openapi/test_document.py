@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from starlette.routing import Route
 
 from gradellm import AsyncClient
@@ -23,6 +24,13 @@ def test_every_route_is_described() -> None:
         if method != "HEAD" and route.path not in UNDESCRIBED
     }
     assert served == {(operation.method, operation.path) for operation in OPERATIONS}
+
+
+def test_schemas_are_valid() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    for operation in OPERATIONS:
+        if operation.request is not None:
+            jsonschema.Draft202012Validator.check_schema(operation.request)
 
 
 def test_requests_are_those_of_the_tables() -> None:

@@ -104,4 +104,6 @@ def test_attribute_and_evaluate(url: str, server: RunningServer) -> None:
 
 def test_info(url: str) -> None:
     with urllib.request.urlopen(f"{url}/v1/gradellm/info") as message_of:
-        assert json.load(message_of)["model"]["family"] == "llama"
+        model = json.load(message_of)["model"]
+    assert model["family"] == "llama"
+    assert "/" not in model["name"]

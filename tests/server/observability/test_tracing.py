@@ -92,25 +92,32 @@ def test_a_call_is_a_child_of_its_caller_and_its_phases_are_its_children(
     assert root.parent is not None
     assert root.context is not None
     assert (f"{root.context.trace_id:032x}", f"{root.parent.span_id:016x}") == (TRACE, SPAN)
+    inference = exported["text_completion a-model"]
+    assert inference.kind is SpanKind.INTERNAL
+    assert inference.parent is not None
+    assert inference.context is not None
+    assert inference.parent.span_id == root.context.span_id
     timings = answers[-1].finished.timings
     end = root.start_time
     for name in ("queue", "prefill", "decode", "attribution"):
         child = exported[name]
         assert child.parent is not None
-        assert child.parent.span_id == root.context.span_id
+        assert child.parent.span_id == inference.context.span_id
         assert seconds(child) == pytest.approx(getattr(timings, f"{name}_seconds"), abs=1e-6)
         assert child.start_time == end
         end = child.end_time
     assert sum(seconds(exported[n]) for n in ("queue", "prefill", "decode", "attribution")) <= seconds(root) + 0.01
-    attributes: Any = root.attributes
+    attributes: Any = inference.attributes
     assert attributes["gen_ai.operation.name"] == "text_completion"
     assert (attributes["gen_ai.request.model"], attributes["gen_ai.response.id"]) == ("a-model", "job-7")
     assert (attributes["gen_ai.usage.input_tokens"], attributes["gen_ai.usage.output_tokens"]) == (len(SECRET) + 1, 3)
     assert (attributes["gen_ai.request.max_tokens"], attributes["gen_ai.request.temperature"]) == (3, 0.5)
     assert attributes["gen_ai.request.seed"] == 7
-    assert attributes["gen_ai.response.finish_reasons"] == ("max_new_tokens",)
+    assert attributes["gen_ai.response.finish_reasons"] == ("length",)
+    assert attributes["gradellm.finish_reason"] == "max_new_tokens"
     assert (attributes["gradellm.method"], attributes["gradellm.attributed_tokens"]) == ("grad_ellm", 3)
-    assert attributes["rpc.response.status_code"] == "OK"
+    called: Any = root.attributes
+    assert called["rpc.response.status_code"] == "OK"
     assert [event.name for event in root.events] == ["first token"]
     assert "secret" not in "".join(span.to_json() for span in exported.values())
     assert root.resource.attributes["service.name"] == "gradellm"
