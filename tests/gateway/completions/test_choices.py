@@ -44,7 +44,12 @@ def items(client: Any, **body: Any) -> list[ChoiceItem]:
     request = CompletionRequest.from_json({"prompt": ["x", "ab"], **body})
 
     async def run() -> list[ChoiceItem]:
-        return [item async for item in choice_items(client, request, request.choices[1])]
+        return [
+            item
+            async for item in choice_items(
+                client, request, request.choices[1], lambda made, keywords: made.generate(**keywords)
+            )
+        ]
 
     return asyncio.run(run())
 
