@@ -40,7 +40,7 @@ _LEAVES = [
     _object(type=_type("string"), format={"enum": FORMATS}),
     _object(type=_type("integer"), minimum=_INTEGER, multipleOf={"type": "integer", "minimum": 1, "maximum": 10}),
     _object(type=_type("integer"), maximum=_INTEGER),
-    _object(type=_type("number"), minimum={**_INTEGER, "type": "number"}, exclusiveMaximum={"enum": [1001, 1234.5]}),
+    _object(type=_type("number"), minimum={"enum": [-2.5, 0, 0.125, 99]}, exclusiveMaximum={"enum": [1001, 1234.5]}),
     _object(type={"enum": ["boolean", "null"]}),
     {
         "type": "object",
@@ -67,6 +67,12 @@ _OBJECT = _object(
 _RARE = [{"not": {"type": "string"}}, {"type": "array", "uniqueItems": True}, {"if": {"minimum": 3}, "then": {}}]
 
 
+def _with_properties(schema: dict[str, Any], properties: dict[str, Any]) -> dict[str, Any]:
+    """An object's schema, with those required that it has."""
+    required = [name for name in schema.get("required", []) if name in properties]
+    return {**schema, "properties": properties, "required": required}
+
+
 def schemas() -> st.SearchStrategy[Any]:
     """Schemas of several levels."""
     leaves = st.one_of(*map(from_schema, _LEAVES))
@@ -81,7 +87,7 @@ def schemas() -> st.SearchStrategy[Any]:
         return st.one_of(
             st.builds(lambda schema, items: {**schema, "items": items}, arrays, inner),
             st.builds(lambda items: {"type": "array", "prefixItems": items, "items": False}, several),
-            st.builds(lambda schema, properties: {**schema, "properties": properties}, objects, by_name),
+            st.builds(_with_properties, objects, by_name),
             st.builds(lambda properties: {"type": "object", "properties": properties}, by_name),
             st.builds(
                 lambda patterns: {"type": "object", "patternProperties": patterns, "additionalProperties": False},
