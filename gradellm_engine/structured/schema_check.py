@@ -137,7 +137,7 @@ def _with_counted_properties(schema: dict[str, Any]) -> dict[str, Any]:
                 branches.append(
                     {**rest, "properties": present, "required": list(present), "additionalProperties": False}
                 )
-    definitions = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
+    definitions: dict[str, Any] = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
     return {**definitions, "anyOf": branches} if branches else schema
 
 
