@@ -42,11 +42,7 @@ _LEAVES = [
     _object(type=_type("integer"), maximum=_INTEGER),
     _object(type=_type("number"), minimum={"enum": [-2.5, 0, 0.125, 99]}, exclusiveMaximum={"enum": [1001, 1234.5]}),
     _object(type={"enum": ["boolean", "null"]}),
-    {
-        "type": "object",
-        "properties": {"type": {"enum": [["string", "null"], ["integer", "boolean"]]}},
-        "required": ["type"],
-    },
+    _object(type={"enum": [["string", "null"], ["integer", "boolean"]]}),
     _object(enum={"type": "array", "items": _VALUE, "minItems": 1, "maxItems": 4}),
     _object(const=_VALUE),
 ]  # schemas of schemas without schemas in them
