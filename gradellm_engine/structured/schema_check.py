@@ -6,7 +6,9 @@ Places are JSON pointers from the schema's root, as `$ref` writes them: #/proper
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
+from itertools import combinations
 from typing import Any
 
 from gradellm_engine.errors import InvalidRequestError
@@ -17,6 +19,7 @@ MAX_SUBSCHEMAS = 20_000
 MAX_PROPERTIES = 500
 MAX_ALL_PROPERTIES = 5_000
 MAX_PATTERN_PROPERTIES = 32  # each is checked for names that another one has, too
+MAX_OPTIONAL = 6  # optional properties that are counted, in 64 alternatives
 MAX_BRANCHES = 1_000  # the parser follows at most 2000 at a time
 
 FIELD = "structured_output.json_schema"
@@ -32,6 +35,9 @@ _BY_NAME = ("$defs", "definitions", "dependencies", "dependentSchemas", "pattern
 _PASSED_OVER = ("$dynamicRef", "$recursiveRef", "dependencies", "x-guidance")
 
 
+# Keywords that `_with_counted_properties` replaces, and those beside which it does not know what is described.
+_COUNTED = ("minProperties", "maxProperties", "properties", "required", "additionalProperties")
+_OTHER_SHAPES = frozenset({"patternProperties", "anyOf", "allOf", "oneOf", "$ref", "not", "if"})
 _COUNT_LIMITS = {
     "properties": MAX_PROPERTIES,
     "patternProperties": MAX_PATTERN_PROPERTIES,
@@ -91,7 +97,7 @@ def without_idle_keywords(schema: object) -> object:
     """A copy of a checked schema without keywords that assert nothing, but that the compiler does not take.
 
     These are `uniqueItems: false`, `propertyNames` that all names satisfy, and numbers of properties that every object
-    with the required ones, and no others than the named ones, has anyway.
+    with the required ones, and no others than the named ones, has anyway. Other numbers become alternatives.
     """
     if isinstance(schema, list):
         return [without_idle_keywords(item) for item in schema]
@@ -103,7 +109,36 @@ def without_idle_keywords(schema: object) -> object:
             kept[name] = {key: without_idle_keywords(value) for key, value in kept[name].items()}
     for name in {*_SCHEMA, *_LISTS} & kept.keys():
         kept[name] = without_idle_keywords(kept[name])
-    return kept
+    return _with_counted_properties(kept)
+
+
+def _with_counted_properties(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema with minProperties or maxProperties, as alternatives: in each, some optional properties are required.
+
+    The compiler counts properties only where all named ones are required. The alternatives have no unnamed properties,
+    so they describe a part of what the schema does. A schema that cannot be written like this is returned as it is.
+    """
+    low, high = schema.get("minProperties", 0), schema.get("maxProperties", math.inf)
+    properties, required = schema.get("properties"), schema.get("required", [])
+    others = _OTHER_SHAPES & schema.keys()
+    if not schema.keys() & {"minProperties", "maxProperties"} or not isinstance(properties, dict) or others:
+        return schema
+    if not isinstance(required, list) or not isinstance(low, int) or not isinstance(high, int | float):
+        return schema
+    optional = [name for name in properties if name not in required]
+    if not 0 < len(optional) <= MAX_OPTIONAL or not all(name in properties for name in required):
+        return schema
+    rest = {name: value for name, value in schema.items() if name not in (*_COUNTED, "$defs", "definitions")}
+    branches = []
+    for size in range(len(optional), -1, -1):
+        if low <= len(required) + size <= high:
+            for chosen in combinations(optional, size):
+                present = {name: value for name, value in properties.items() if name in required or name in chosen}
+                branches.append(
+                    {**rest, "properties": present, "required": list(present), "additionalProperties": False}
+                )
+    definitions: dict[str, Any] = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
+    return {**definitions, "anyOf": branches} if branches else schema
 
 
 def _is_idle(name: str, value: object, schema: Mapping[str, Any]) -> bool:

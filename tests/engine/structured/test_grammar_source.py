@@ -19,7 +19,7 @@ from gradellm_engine.structured.grammar_source import compile_error, grammar_sou
         ({"anyOf": [{}, {"not": {}, "if": {}}]}, '"not" at #/anyOf/1/not'),
         ({"items": {"format": "colour"}}, 'at #/items/format: format "colour"'),
         ({"properties": {"a": {"pattern": "(a"}}}, "at #/properties/a: regex parse error"),
-        ({"properties": {"a": {"type": "strin"}}}, "at #/properties/a: Invalid type"),
+        ({"properties": {"a": {"type": "texts"}}}, "at #/properties/a: Invalid type"),
         ({"properties": {"a": {"$ref": "#/$defs/b"}}}, "at #/properties/a: Pointer '/$defs/b' does not exist"),
         ({"$defs": {"b": {"minLength": -1}}, "items": {"$ref": "#/$defs/b"}}, "at #/$defs/b: "),
         ({"items": {"oneOf": [{"type": "string"}, {"maxLength": 3}]}}, "at #/items/oneOf: oneOf is supported only"),

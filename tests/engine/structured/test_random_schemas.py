@@ -13,13 +13,27 @@ import jsonschema
 import pytest
 
 from engine.structured.random_schemas import draw_schemas
-from gradellm_engine import Engine, FinishReason, InvalidRequestError, PromptInput, Request, Sampling, StructuredOutput
+from gradellm_engine import (
+    Engine,
+    FinishReason,
+    InvalidRequestError,
+    Message,
+    PromptInput,
+    Request,
+    Sampling,
+    StructuredOutput,
+)
 from support.scheduler_harness import RequestOutput, run, scheduler_of
 
-PROMPT = PromptInput(prompt="An example, as JSON: ")
-SAMPLING = Sampling(max_new_tokens=400)
+SAMPLING = Sampling(max_new_tokens=400, temperature=0.7, seed=1)
 SHORT = Sampling(max_new_tokens=48, temperature=0.7, seed=1)  # the demo model writes stories, and numbers without end
 RUNNING = 8
+
+
+def prompt(schema: Any) -> PromptInput:
+    """A question for a short value, with the beginning of the schema."""
+    question = f"Give a short example of a JSON value for this schema: {json.dumps(schema)[:100]}"
+    return PromptInput(messages=(Message("user", question),))
 
 
 @dataclass
@@ -57,10 +71,10 @@ def outcome_of(engine: Engine, schemas: list[Any], sampling: Sampling) -> Outcom
     for schema in schemas:
         try:
             settings = StructuredOutput(json_schema=json.dumps(schema))
-            waiting.append((schema, engine.generation_request(PROMPT, sampling, structured_output=settings)))
+            waiting.append((schema, engine.generation_request(prompt(schema), sampling, structured_output=settings)))
         except InvalidRequestError as error:
             outcome.refused.append(str(error))
-    num_tokens = RUNNING * (sampling.max_new_tokens or 0) + 200
+    num_tokens = RUNNING * ((sampling.max_new_tokens or 0) + 250)
     for first in range(0, len(waiting), RUNNING):
         part = waiting[first : first + RUNNING]
         scheduler = scheduler_of(engine, max_running=RUNNING, num_tokens=num_tokens)

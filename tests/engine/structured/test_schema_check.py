@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import jsonschema
 import pytest
 
 from gradellm_engine import InvalidRequestError
@@ -86,3 +87,38 @@ def test_keywords_that_assert_nothing_are_taken_out_of_schemas_alone() -> None:
         "items": [{}, {"uniqueItems": True}],
         "const": {"uniqueItems": False},
     }
+
+
+def test_properties_are_counted_by_alternatives_in_which_they_are_required() -> None:
+    schema = {
+        "$defs": {"a": True},
+        "type": "object",
+        "properties": {"a": {"type": "integer"}, "b": {}, "c": {"$ref": "#/$defs/a"}},
+        "required": ["b"],
+        "minProperties": 2,
+        "maxProperties": 2,
+    }
+    rewritten = without_idle_keywords(schema)
+    assert isinstance(rewritten, dict)
+    assert rewritten["$defs"] == {"a": True}
+    assert [list(branch["properties"]) for branch in rewritten["anyOf"]] == [["a", "b"], ["b", "c"]]
+    for branch in rewritten["anyOf"]:
+        assert branch["required"] == list(branch["properties"])
+        assert branch["additionalProperties"] is False
+    for values in ({"b": 1}, {"a": 1, "b": 2, "c": 3}):
+        assert not jsonschema.Draft202012Validator(rewritten).is_valid(values)
+    assert jsonschema.Draft202012Validator(rewritten).is_valid({"b": 1, "c": 2})
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"minProperties": 1},
+        {"properties": {"a": {}}, "minProperties": 2},
+        {"properties": {str(i): {} for i in range(7)}, "minProperties": 2},
+        {"properties": {"a": {}}, "patternProperties": {"b": {}}, "minProperties": 1},
+        {"properties": {"a": {}}, "minProperties": "1"},
+    ],
+)
+def test_other_numbers_of_properties_are_the_compilers(schema: dict[str, object]) -> None:
+    assert without_idle_keywords(schema) == schema
