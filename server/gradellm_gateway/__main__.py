@@ -36,12 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until SIGINT or SIGTERM; the exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    if missing := [
-        name
-        for name in ("httpx2", "prometheus_client", "starlette", "uvicorn")
-        if importlib.util.find_spec(name) is None
-    ]:
-        parser.error(f"the gateway needs {' and '.join(missing)}: pip install 'gradellm[gateway]'")
+    _check_installed(parser)
     host, port = _checked_address(parser, options)
     import uvicorn
 
@@ -94,6 +89,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for message in refusals:
         print(f"error: {message}", file=sys.stderr)
     return EXIT_USAGE if refusals else 0 if server.started else EXIT_FAILED
+
+
+def _check_installed(parser: argparse.ArgumentParser) -> None:
+    needed = ("httpx2", "prometheus_client", "starlette", "uvicorn")
+    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+        parser.error(f"the gateway needs {' and '.join(missing)}: pip install 'gradellm[gateway]'")
 
 
 def _log_requests(level: str) -> None:
