@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 import gradellm_engine.utils.quiet  # noqa: F401 (before the libraries that it is for)
 
 if TYPE_CHECKING:
-    from gradellm_engine.core.following.agreement import Agreement, GivenLogprobs, NumberFormat, Verdict
+    from gradellm_engine.core.following.agreement import (
+        MIN_COMPARED_TOKENS,
+        Agreement,
+        GivenLogprobs,
+        NumberFormat,
+        Verdict,
+    )
     from gradellm_engine.core.following.given_tokens import FollowSettings
     from gradellm_engine.core.following.request import FollowedRequest
     from gradellm_engine.core.generation import GenerationIterator
@@ -112,6 +118,7 @@ __all__ = [
     "MAX_STOP_TEXTS",
     "MAX_STOP_TOKEN_IDS",
     "METHODS",
+    "MIN_COMPARED_TOKENS",
     "Aggregation",
     "Agreement",
     "Attribution",

@@ -17,9 +17,10 @@ import json
 import sys
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import count, islice
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ from gradellm.following.openai_logprobs import told_logprobs
 from gradellm.following.written import WrittenToken, written_tokens
 from gradellm_bench.study.document_chats import document_chat
 from gradellm_engine import (
+    MIN_COMPARED_TOKENS,
     Agreement,
     AttributionSettings,
     ChunkAgreement,
@@ -176,12 +178,15 @@ def judge(engine: Engine, prompt: Prompt, written: Written, declared: NumberForm
     return Judged(last.total, last.verdict)
 
 
-def prompts(engine: Engine, generator: str, seeds: Iterable[int]) -> Iterator[Prompt]:
-    """Generated prompts: questions about documents, as chats where the model has a template."""
-    for seed in seeds:
+def prompts(engine: Engine, generator: str, first_seed: int) -> Iterator[tuple[int, Prompt]]:
+    """Seeds and generated prompts: questions about documents, as chats where the model has a template."""
+    for seed in count(first_seed):
         text = document_chat(generator, seed, ("one", "knowledge")[seed % 2]).text
         chat = PromptInput(messages=(Message("user", text),))
-        yield engine.tokenize(chat if engine.model.tokenizer.chat_template else PromptInput(prompt=f"{text}\nAnswer:"))
+        yield (
+            seed,
+            engine.tokenize(chat if engine.model.tokenizer.chat_template else PromptInput(prompt=f"{text}\nAnswer:")),
+        )
 
 
 def table(rows: Mapping[str, list[Judged]]) -> str:
@@ -230,13 +235,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measure(engine: Engine, options: argparse.Namespace) -> Iterator[tuple[str, list[Judged]]]:
     """The judged prompts of each kind of other engine, with its name."""
-    seeds = range(options.first_seed, options.first_seed + options.prompts)
+    first = options.first_seed
 
     def judged(number_format: NumberFormat, write_one: Callable[[list[int], int], Written]) -> list[Judged]:
-        return [
-            judge(engine, prompt, write_one(prompt.ids, seed), number_format)
-            for seed, prompt in zip(seeds, prompts(engine, options.generator, seeds), strict=True)
-        ]
+        """Of answers that are long enough for a verdict."""
+        asked = islice(prompts(engine, options.generator, first), 10 * options.prompts)
+        answers = ((prompt, write_one(prompt.ids, seed)) for seed, prompt in asked)
+        long = ((prompt, written) for prompt, written in answers if len(written[0]) >= MIN_COMPARED_TOKENS)
+        return [judge(engine, *answer, number_format) for answer in islice(long, options.prompts)]
 
     for number_format in options.dtypes:
         if options.url is not None:
