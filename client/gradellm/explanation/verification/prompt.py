@@ -251,7 +251,9 @@ def _role_problems(
     if unplaced := getattr(stored.started, "unplaced_messages", ()):
         numbers = ", ".join(map(str, unplaced))
         return [], [NotChecked(what, f"the chat template rewrote message {numbers}, which cannot be reconstructed")]
-    has_tools = any(token.is_definition or token.role == "tool" for token in stored.prompt_tokens)
+    has_tools = any(
+        token.is_definition or (token.role == "tool" and token.message is not None) for token in stored.prompt_tokens
+    )
     if has_tools and (nearest is None or _ids(nearest.tokens) != _ids(stored.prompt_tokens)):
         return [], [NotChecked(what, "the definitions and calls of tools cannot be reconstructed from their tokens")]
     if nearest is None:
