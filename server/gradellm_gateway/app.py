@@ -98,6 +98,6 @@ def _generating(backend: Backend, forms: AnswerForms) -> list[Route]:
         *CompletionRoutes(backend).routes(),
         *ResponseRoutes(backend).routes(),
         *ModelRoutes(backend).routes(),
-        *TokenizationRoutes(backend).routes(),
+        *TokenizationRoutes(backend, forms).routes(),
         *openapi_routes(),
     ]
