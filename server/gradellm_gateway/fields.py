@@ -156,7 +156,9 @@ def attribution(path: str, value: object) -> None:
     object_(path, value)
 
 
-@described({"anyOf": [{"type": "string", "enum": ["none", "auto", "required"]}, {"type": "object", "minProperties": 1}]})
+@described(
+    {"anyOf": [{"type": "string", "enum": ["none", "auto", "required"]}, {"type": "object", "minProperties": 1}]}
+)
 def _tool_choice(path: str, value: object) -> None:
     if value not in ("none", "auto", "required") and not (isinstance(value, Mapping) and value):
         raise InvalidRequestError.of(path, f'must be "none", "auto", "required" or an object, not {quoted(value)}')

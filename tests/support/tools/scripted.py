@@ -55,6 +55,9 @@ class ScriptedClient:
         generate_request(None, keywords)  # type: ignore[arg-type]  # raises for what the SDK does not take
         self.keywords = keywords
 
+    def with_metadata(self, metadata: Any) -> ScriptedClient:
+        return self
+
     def with_token(self, token: str | None) -> ScriptedClient:
         return self
 
