@@ -62,8 +62,9 @@ def _of_format(path: str, value: Mapping[str, Any], is_flat: bool) -> tuple[dict
     if is_flat:
         described = {name: given for name, given in value.items() if name != "type"}
     else:
-        path, described = f"{path}.json_schema", value.get("json_schema")
-        object_(path, described)
+        path = f"{path}.json_schema"
+        object_(path, value.get("json_schema"))
+        described = value["json_schema"]
     _refuse_others(path, described, {"name", "description", "schema", "strict"})
     for name, check in (("name", text), ("description", text), ("strict", boolean)):
         if described.get(name) is not None:

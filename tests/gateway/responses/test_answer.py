@@ -48,7 +48,7 @@ def collected(events: Any) -> list[Any]:
         elif event.type == "response.function_call_arguments.done":
             assert event.arguments == items[event.output_index][1]
     assert [event.sequence_number for event in events] == list(range(len(events)))
-    output = events[-1].response.output
+    output: list[Any] = events[-1].response.output
     assert [item.id for item in output] == [item.id for item, _ in items.values()]
     for item, text in items.values():
         said = next(each for each in output if each.id == item.id)
