@@ -96,8 +96,8 @@ def _generating(backend: Backend, forms: AnswerForms) -> list[Route]:
     return [
         *ChatRoutes(backend, forms).routes(),
         *CompletionRoutes(backend).routes(),
-        *ResponseRoutes(backend).routes(),
+        *ResponseRoutes(backend, forms).routes(),
         *ModelRoutes(backend).routes(),
-        *TokenizationRoutes(backend).routes(),
+        *TokenizationRoutes(backend, forms).routes(),
         *openapi_routes(),
     ]

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gradellm import Event, Explanation, InvalidRequestError
-from gradellm.explanation.explanation import Collector
 from gradellm.models import Finished, Started, Token
 from gradellm.wire.keywords import AttributionKeywords
 from gradellm_gateway.documents import CitedDocuments, source_event, with_documents
@@ -23,7 +22,7 @@ from gradellm_gateway.event_objects import EventObjects, Extras, citation_object
 from gradellm_gateway.fields import FieldNames, check_fields, messages, truncated
 from gradellm_gateway.sampling_fields import SAMPLING_NAMES, sampling_keywords
 from gradellm_gateway.structured.output_format import structured_output
-from gradellm_gateway.tools.answer import AnswerForm, AnswerReader
+from gradellm_gateway.tools.answer import AnswerForm, AnswerReader, OriginCollector
 from gradellm_gateway.tools.request import ToolRequest
 
 GRADELLM_FIELDS = {
@@ -96,10 +95,7 @@ class ChatRequest:
         constraint, constraint_path = structured_output(body)
         keywords |= constraint
         tools = ToolRequest.of(body)
-        if constraint and tools.choice in ("required", "named"):
-            raise InvalidRequestError.of(
-                "tool_choice", f"a required call has a form of its own: leave {constraint_path} out"
-            )
+        tools.check_constraint(constraint_path)
         extras = Extras.of(own or {}, "gradellm.{}")
         if extras.pictures and body.get("stream") is not True:
             raise InvalidRequestError.of(
@@ -112,7 +108,7 @@ class ChatRequest:
                 {**SAMPLING_NAMES, "max_new_tokens": length, "num_alternatives": "top_logprobs"},
                 attribution="gradellm.{}",
                 gradellm_fields=GRADELLM_FIELDS - sampling_keywords(body).keys(),
-                constraint=constraint_path,
+                constraint=constraint_path or "tools",  # of required calls
             ),
             is_streamed=body.get("stream") is True,
             includes_usage=bool((body.get("stream_options") or {}).get("include_usage")),
@@ -167,7 +163,7 @@ class Completion:
     def __post_init__(self) -> None:
         self._objects = EventObjects(self.request.extras)
         self._reader = AnswerReader(self.form)
-        self._collector = Collector() if self.form.parser is not None and self.request.is_explained else None
+        self._origins = OriginCollector(self.form) if self.request.is_explained else None
         self._offset: int | None = None  # of the answer in the completion, which begins with forced tokens
 
     def chunks(self, event: Event) -> list[dict[str, Any]]:
@@ -175,8 +171,8 @@ class Completion:
         own = {"gradellm": self._objects.of(event)} if self.request.is_explained else {}
         if event.token is not None and self._offset is None:
             self._offset = event.token.start
-        if self._collector is not None and any((event.started, event.token, event.attribution, event.finished)):
-            self._collector.add(event)
+        if self._origins is not None:
+            own["gradellm"] |= self._origins.add(event)
         if event.started is not None:
             self._reader.start(event.started)
             return [self._chunk({"role": "assistant", "content": ""}) | self._prompt_ids(event.started) | own]
@@ -191,8 +187,6 @@ class Completion:
         if event.finished is not None:
             rest = self._reader.finish()
             last = [self._chunk(rest)] if rest else []
-            if self._collector is not None:
-                own["gradellm"]["tool_calls"] = self.form.origins(self._collector.explanation())
             citations = own["gradellm"]["citations"] if self.request.extras.citations else []
             delta = {"annotations": self._annotations(citations)} if self.request.extras.citations else {}
             sources = self.request.documents.sources(citations)

@@ -278,6 +278,8 @@ def _extra_fields(path: str, role: str, fields: dict[str, object]) -> dict[str, 
         if (value := fields.pop(name, None)) is not None:
             text(f"{path}.{name}", value)
             extra[name] = value
+    if role == "assistant":
+        fields.pop("parsed", None)  # of what the openai package's `parse` returns
     if "reasoning_content" in extra:  # an assistant's has both names
         extra.pop("reasoning", None)
     calls = fields.pop("tool_calls", None) if role == "assistant" else None
@@ -303,6 +305,7 @@ def _tool_call(path: str, call: object) -> dict[str, Any]:
         if value is not None:
             text(f"{path}.{member}", value)
     fields.pop("index", None)  # of the deltas of a stream
+    members.pop("parsed_arguments", None)  # of what the openai package's `parse` returns
     _refuse_other_fields(path, fields)
     _refuse_other_fields(f"{path}.function", members)
     written = {"name": name, "arguments": _object_text(str(arguments or ""))}

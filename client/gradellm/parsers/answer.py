@@ -34,6 +34,11 @@ class AnswerParser:
         """The number of calls that have begun, malformed ones included."""
         return len(self._calls.drafts)
 
+    @property
+    def reasoning_span(self) -> tuple[int, int]:
+        """Of the reasoning with its tags, once it is over."""
+        return (0, 0) if self._reasoning is None else self._reasoning.span
+
     def push(self, text: str) -> list[Delta]:
         """Read the next piece of the completion's text; return what is certain of the answer."""
         self._text.append(text)
@@ -57,7 +62,7 @@ class AnswerParser:
     def answer(self) -> Answer:
         """Return the finished answer as a whole, in which malformed calls are text."""
         text = "".join(self._text)
-        start, end = (0, 0) if self._reasoning is None else self._reasoning.span
+        start, end = self.reasoning_span
         calls = self._calls.calls
         complete = [call for call in calls if call.is_complete]
         if complete:

@@ -22,6 +22,7 @@ from gradellm_gateway.fields import (
 )
 from gradellm_gateway.openapi.schemas import described
 from gradellm_gateway.sampling_fields import SAMPLING_FIELDS, SAMPLING_NAMES, sampling_keywords, seed_of_choice
+from gradellm_gateway.structured.output_format import structured_output
 
 __all__ = ["COMPLETION_FIELDS", "MAX_PROMPTS", "ChoiceRequest", "CompletionRequest"]
 
@@ -74,7 +75,13 @@ COMPLETION_FIELDS: dict[str, Check] = {
     "logprobs": _logprobs,
     "max_tokens": integer,
     **SAMPLING_FIELDS,
-    **{name: FIELDS[name] for name in ("stream", "stream_options", "n", "return_token_ids", "gradellm")},
+    **{
+        name: FIELDS[name]
+        for name in (
+            *("stream", "stream_options", "n", "return_token_ids", "gradellm", "response_format"),
+            "structured_outputs",
+        )
+    },
     # Accepted without effect on the completion.
     "user": text,
     # Not supported: accepted only with the value that leaves it off.
@@ -156,14 +163,18 @@ class CompletionRequest:
         if extras.pictures and not is_streamed:
             raise InvalidRequestError.of("gradellm.pictures", "needs stream: true")
         max_tokens = DEFAULT_MAX_TOKENS if body.get("max_tokens") is None else body["max_tokens"]
-        if max_tokens == 0 and (not echo or own is not None):
-            raise InvalidRequestError.of("max_tokens", "0 returns only the prompt: needs echo: true, and no gradellm")
-        keywords = sampling_keywords(body)
+        constraint, constraint_path = structured_output(body)
+        if max_tokens == 0 and (not echo or own is not None or constraint):
+            raise InvalidRequestError.of(
+                "max_tokens",
+                "0 returns only the prompt: needs echo: true, and no gradellm, response_format or structured_outputs",
+            )
+        keywords = {**sampling_keywords(body), **constraint}
         keywords |= {"max_new_tokens": max_tokens, **attribution_keywords(own, keywords, _OWN_FIELDS)}
         if body.get("logprobs"):
             keywords["num_alternatives"] = body["logprobs"]
         return cls(
-            _choices(body, keywords),
+            _choices(body, keywords, constraint_path),
             is_streamed=is_streamed,
             includes_usage=bool((body.get("stream_options") or {}).get("include_usage")),
             is_explained=own is not None,
@@ -175,7 +186,7 @@ class CompletionRequest:
         )
 
 
-def _choices(body: Mapping[str, Any], keywords: Mapping[str, Any]) -> tuple[ChoiceRequest, ...]:
+def _choices(body: Mapping[str, Any], keywords: Mapping[str, Any], constraint_path: str) -> tuple[ChoiceRequest, ...]:
     """Return the choices of each prompt. Raises InvalidRequestError for too many prompts."""
     value, count = body["prompt"], body.get("n") or 1
     is_several = isinstance(value, list) and not _are_ids(value)
@@ -191,6 +202,7 @@ def _choices(body: Mapping[str, Any], keywords: Mapping[str, Any]) -> tuple[Choi
             {**SAMPLING_NAMES, "max_new_tokens": "max_tokens", "num_alternatives": "logprobs", "prompt_ids": "prompt"},
             attribution="gradellm.{}",
             gradellm_fields=_OWN_FIELDS - sampling_keywords(body).keys(),
+            constraint=constraint_path,
         )
         path = f"prompt[{index}]" if is_several else "prompt"
         for number in range(count):

@@ -9,11 +9,16 @@ from typing import Any
 
 from gradellm import Event, Explanation
 from gradellm.models import Finished, Started, Token
+from gradellm.parsers.deltas import Delta
 from gradellm_gateway.chat import finish_reason
 from gradellm_gateway.event_objects import EventObjects, citation_objects
+from gradellm_gateway.responses.output import Output
 from gradellm_gateway.responses.request import ResponseRequest
+from gradellm_gateway.tools.answer import AnswerForm, AnswerReader, OriginCollector
 
 __all__ = ["ResponseAnswer"]
+
+_UNSET_FUNCTION = {"description": None, "parameters": None, "strict": None}
 
 
 class ResponseAnswer:
@@ -22,16 +27,19 @@ class ResponseAnswer:
     Args:
         request: the request.
         model: the model's name in the response.
-        request_id: of which the ids of response and message are made.
+        request_id: of which the ids of response and items are made.
+        form: how its text is read.
     """
 
-    def __init__(self, request: ResponseRequest, model: str, request_id: str) -> None:
-        self._request, self._model = request, model
-        self._id, self._item_id = f"resp_{request_id}", f"msg_{request_id}"
+    def __init__(self, request: ResponseRequest, model: str, request_id: str, form: AnswerForm) -> None:
+        self._request, self._model, self._form = request, model, form
+        self._id = f"resp_{request_id}"
         self._created_at = int(time.time())
         self._objects = EventObjects(request.extras)
+        self._reader = AnswerReader(form)
+        self._output = Output(request_id, self._reader.new_call_id, self._logprobs)
+        self._origins = OriginCollector(form)
         self._started: Started | None = None
-        self._tokens: list[Token] = []
         self._number = 0
 
     # --- streamed ----------------------------------------------------------------------------------------------------
@@ -52,34 +60,28 @@ class ResponseAnswer:
         return {"type": "error", "code": told["code"] or told["type"], **event, "sequence_number": self._number}
 
     def _own(self, event: Event) -> dict[str, Any]:
-        return {"gradellm": self._objects.of(event)}
+        return {"gradellm": self._objects.of(event) | self._origins.add(event)}
 
     def _events(self, event: Event) -> list[dict[str, Any]]:
-        place = {"item_id": self._item_id, "output_index": 0, "content_index": 0}
         if event.started is not None:
             self._started = event.started
-            begun = self._response("in_progress", [])
+            self._reader.start(event.started)
+            begun = self._response("in_progress")
             return [
                 {"type": "response.created", "response": begun},
                 {"type": "response.in_progress", "response": begun},
-                {"type": "response.output_item.added", "output_index": 0, "item": self._item("in_progress", [])},
-                {"type": "response.content_part.added", **place, "part": self._part([])},
             ]
         if event.token is not None:
-            self._tokens.append(event.token)
-            logprobs = self._logprobs([event.token])
-            return [{"type": "response.output_text.delta", **place, "delta": event.token.text, "logprobs": logprobs}]
+            deltas = self._reader.deltas(event.token)
+            if self._reader.has_ended_reasoning:
+                self._output.drop_tokens()
+                return self._output.add(deltas)
+            return self._output.add(deltas, [event.token])
         if event.finished is None:
             return []
-        part, status = self._part(self._tokens), _status(event.finished)
-        item = self._item(status, [part])
-        done = {"text": part["text"], "logprobs": part["logprobs"]}
-        return [
-            {"type": "response.output_text.done", **place, **done},
-            {"type": "response.content_part.done", **place, "part": part},
-            {"type": "response.output_item.done", "output_index": 0, "item": item},
-            {"type": f"response.{status}", "response": self._response(status, [item], event.finished)},
-        ]
+        status = _status(event.finished)
+        events = self._output.add(self._reader.rest()) + self._output.finish(status)
+        return [*events, {"type": f"response.{status}", "response": self._response(status, event.finished)}]
 
     # --- at once -----------------------------------------------------------------------------------------------------
 
@@ -87,15 +89,30 @@ class ResponseAnswer:
         """Return the response object of a response that is not streamed."""
         self._started, finished = explanation.started, explanation.finished
         status = "completed" if finished is None else _status(finished)
-        item = self._item(status, [self._part(explanation.tokens)])
-        answer = self._response(status, [item], finished)
+        self._add_parts(explanation)
+        self._output.finish(status)
+        answer = self._response(status, finished)
         if self._request.is_explained:
             answer["gradellm"] = json.loads(explanation.to_json())
+            if self._form.parser is not None:
+                answer["gradellm_tool_calls"] = self._form.origins(explanation)
         if self._request.extras.citations:
             answer["gradellm_citations"] = citation_objects(explanation)
         return answer
 
-    def _response(self, status: str, output: list[dict[str, Any]], finished: Finished | None = None) -> dict[str, Any]:
+    def _add_parts(self, explanation: Explanation) -> None:
+        """Add reasoning, text and calls in this order, as vLLM does."""
+        parts = self._reader.whole(explanation)
+        if parts.reasoning:
+            self._output.add([Delta("reasoning", parts.reasoning)])
+        if parts.content or not parts.calls:
+            tokens = self._reader.content_tokens(explanation.tokens)
+            self._output.add([Delta("content", parts.content)], tokens)
+        for call in parts.calls:
+            deltas = [Delta("name", call.name, call.index), Delta("arguments", call.arguments, call.index)]
+            self._output.add(deltas)
+
+    def _response(self, status: str, finished: Finished | None = None) -> dict[str, Any]:
         body = self._request.body
         sampling = self._started.provenance.sampling if self._started is not None else None
         return {
@@ -110,28 +127,21 @@ class ResponseAnswer:
             "max_output_tokens": body.get("max_output_tokens"),
             "metadata": body.get("metadata") or {},
             "model": self._model,
-            "output": output,
+            "output": list(self._output.items),
             "parallel_tool_calls": body.get("parallel_tool_calls") is not False,
             "previous_response_id": None,
             "reasoning": {"effort": None, "summary": None},
             "store": False,
             "temperature": None if sampling is None else sampling.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": (body.get("text") or {}).get("format") or {"type": "text"}},
             "tool_choice": body.get("tool_choice") or "auto",
-            "tools": [],
+            "tools": [_UNSET_FUNCTION | tool for tool in body.get("tools") or ()],
             "top_logprobs": body.get("top_logprobs") or 0,
             "top_p": None if sampling is None else sampling.top_p,
             "truncation": "disabled",
-            "usage": None if finished is None else _usage(finished),
+            "usage": None if finished is None else _usage(finished, self._reader.num_reasoning_tokens),
             "user": body.get("user"),
         }
-
-    def _item(self, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"id": self._item_id, "type": "message", "role": "assistant", "status": status, "content": content}
-
-    def _part(self, tokens: Sequence[Token]) -> dict[str, Any]:
-        text = "".join(token.text for token in tokens)
-        return {"type": "output_text", "text": text, "annotations": [], "logprobs": self._logprobs(tokens)}
 
     def _logprobs(self, tokens: Sequence[Token]) -> list[dict[str, Any]]:
         if not self._request.logprobs:
@@ -153,12 +163,12 @@ def _status(finished: Finished) -> str:
     return "incomplete" if finish_reason(finished) == "length" else "completed"
 
 
-def _usage(finished: Finished) -> dict[str, Any]:
+def _usage(finished: Finished, reasoning_tokens: int) -> dict[str, Any]:
     usage = finished.usage
     return {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.reused_prompt_tokens, "cache_write_tokens": 0},
         "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": reasoning_tokens},
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
     }

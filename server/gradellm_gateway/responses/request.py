@@ -26,17 +26,16 @@ from gradellm_gateway.fields import (
     truncated,
 )
 from gradellm_gateway.openapi.schemas import described
+from gradellm_gateway.responses.conversation import Conversation
 from gradellm_gateway.sampling_fields import SAMPLING_FIELDS, SAMPLING_NAMES, sampling_keywords
+from gradellm_gateway.structured.output_format import text_format
+from gradellm_gateway.tools.request import ToolRequest
 
 __all__ = ["RESPONSE_FIELDS", "ResponseRequest"]
 
 LOGPROBS = "message.output_text.logprobs"  # the value of `include` that asks for log-probabilities
 MAX_LOGPROBS = 20
 _OWN_FIELDS = GRADELLM_FIELDS - {"documents"}
-_TEXT_PARTS = ("input_text", "output_text", "text")
-# Of items and parts that clients send back from earlier responses.
-_LEFT_OUT = {"type", "id", "status", "phase"}
-_LEFT_OUT_OF_PARTS = {"annotations", "logprobs"}
 
 
 @described({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}, "minItems": 1}]})
@@ -72,6 +71,23 @@ def _store(path: str, value: object) -> None:
         raise InvalidRequestError.of(path, "nothing is stored here: leave store out, or set it to false")
 
 
+@described(
+    {
+        "type": "object",
+        "properties": {"format": {"type": ["object", "null"]}, "verbosity": {"enum": ["medium", None]}},
+        "additionalProperties": False,
+    }
+)
+def _text_config(path: str, value: object) -> None:
+    object_(path, value)
+    checks = {"format": object_, "verbosity": only(text, "medium")}
+    for name, given in value.items() if isinstance(value, Mapping) else ():
+        if name not in checks:
+            raise InvalidRequestError.of(f"{path}.{truncated(name)}", f"{quoted(given)} is not supported here")
+        if given is not None:
+            checks[name](f"{path}.{name}", given)
+
+
 RESPONSE_FIELDS: dict[str, Check] = {
     "model": text,
     "input": _input,
@@ -80,13 +96,20 @@ RESPONSE_FIELDS: dict[str, Check] = {
     "include": _include,
     "top_logprobs": _top_logprobs,
     **SAMPLING_FIELDS,
-    **{name: FIELDS[name] for name in ("stream", "gradellm")},
+    **{
+        name: FIELDS[name]
+        for name in (
+            *("stream", "gradellm", "tools", "tool_choice", "parallel_tool_calls", "include_reasoning"),
+            "structured_outputs",
+        )
+    },
+    "text": _text_config,
     # Accepted without effect on the response.
     **{
         name: FIELDS[name]
         for name in (
             *("metadata", "user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
-            *("service_tier", "parallel_tool_calls", "stream_options"),
+            *("service_tier", "stream_options"),
         )
     },
     # Not supported: accepted only with the value that leaves it off.
@@ -95,9 +118,6 @@ RESPONSE_FIELDS: dict[str, Check] = {
     "conversation": _nothing_stored,
     "background": only(boolean, False),
     "truncation": only(text, "disabled"),
-    "tools": only(list_, []),
-    "tool_choice": only(text, "none", "auto"),
-    "text": only(object_, {}, {"format": {"type": "text"}}),
     "reasoning": only(object_, {}, {"effort": "none"}),
 }
 """Checks by field name. null is the same as absent, except for `input`."""
@@ -115,6 +135,7 @@ class ResponseRequest:
         is_explained: whether the request has a `gradellm` object.
         extras: what it asks for beside events.
         logprobs: whether log-probabilities are returned.
+        tools: its tools, in the form of chats.
     """
 
     body: Mapping[str, Any]
@@ -124,6 +145,7 @@ class ResponseRequest:
     is_explained: bool
     extras: Extras
     logprobs: bool
+    tools: ToolRequest
 
     @classmethod
     def from_json(cls, body: Any) -> ResponseRequest:  # noqa: ANN401 (whatever a client sent)
@@ -133,9 +155,13 @@ class ResponseRequest:
         check_fields(body, RESPONSE_FIELDS)
         if body.get("input") is None:
             raise InvalidRequestError.of("input", "is missing: send a text, or a list of items")
-        names = ResponseFieldNames(body)
+        tools = ToolRequest.of(body, is_flat=True)
+        constraint, constraint_path = text_format(body)
+        tools.check_constraint(constraint_path)
+        conversation = Conversation(body)
+        names = ResponseFieldNames(body, conversation, constraint_path)
         try:
-            conversation = messages(_messages(body))
+            checked = messages(conversation.messages)
         except InvalidRequestError as error:
             raise names.error(error) from error
         own, logprobs = body.get("gradellm"), LOGPROBS in (body.get("include") or ())
@@ -145,76 +171,44 @@ class ResponseRequest:
         is_streamed = body.get("stream") is True
         if extras.pictures and not is_streamed:
             raise InvalidRequestError.of("gradellm.pictures", "needs stream: true")
-        keywords: dict[str, Any] = {"messages": conversation}
-        keywords |= sampling_keywords(body)
+        keywords: dict[str, Any] = {"messages": checked, **sampling_keywords(body), **constraint}
         if body.get("max_output_tokens") is not None:
             keywords["max_new_tokens"] = body["max_output_tokens"]
         if body.get("top_logprobs"):
             keywords["num_alternatives"] = body["top_logprobs"]
         keywords |= attribution_keywords(own, keywords, _OWN_FIELDS)
-        return cls(body, keywords, names, is_streamed, own is not None, extras, logprobs)
+        return cls(body, keywords, names, is_streamed, own is not None, extras, logprobs, tools)
 
 
 class ResponseFieldNames(FieldNames):
-    """Maps field names of the SDK and the server to the caller's: messages are items of `input`, or `instructions`."""
+    """Maps field names of the SDK and the server to the caller's: messages are items of `input`, or `instructions`.
 
-    def __init__(self, body: Mapping[str, Any]) -> None:
+    Args:
+        body: the caller's request.
+        conversation: its messages.
+        constraint: path of what constrains the response; empty where nothing does.
+    """
+
+    def __init__(self, body: Mapping[str, Any], conversation: Conversation, constraint: str = "") -> None:
         super().__init__(
             {**body, "messages": True},
             {**SAMPLING_NAMES, "max_new_tokens": "max_output_tokens", "num_alternatives": "top_logprobs"},
             attribution="gradellm.{}",
             gradellm_fields=_OWN_FIELDS - sampling_keywords(body).keys(),
+            constraint=constraint or "tools",  # of required calls
         )
-        self._num_before = body.get("instructions") is not None
-        self._is_text = isinstance(body.get("input"), str)
+        self._conversation = conversation
 
     def error(self, error: InvalidRequestError) -> InvalidRequestError:
         """See `FieldNames`."""
         named = super().error(error)
-        violations = [Violation(self._item_path(each.field), each.description) for each in named.violations]
+        violations = [Violation(self._flat_path(each.field), each.description) for each in named.violations]
         if not violations:
             return named
         placed = InvalidRequestError("; ".join(f"{v.field}: {v.description}" for v in violations), violations)
         placed.reason = named.reason
         return placed
 
-    def _item_path(self, field: str) -> str:
-        match = re.fullmatch(r"messages(?:\[(\d+)\])?(.*)", field, re.DOTALL)
-        if match is None:
-            return field
-        if match[1] is None:
-            return "input"
-        index = int(match[1]) - self._num_before
-        if index < 0:
-            return "instructions"
-        return "input" if self._is_text else f"input[{index}]{match[2]}"
-
-
-def _messages(body: Mapping[str, Any]) -> list[Any]:
-    """Return the conversation as messages of a chat, not yet checked. Raises InvalidRequestError for other items."""
-    instructions, items = body.get("instructions"), body["input"]
-    found: list[Any] = [] if instructions is None else [{"role": "system", "content": instructions}]
-    if isinstance(items, str):
-        return [*found, {"role": "user", "content": items}]
-    if not items:
-        raise InvalidRequestError.of("input", "must have at least one item")
-    return [*found, *(_message(f"input[{index}]", item) for index, item in enumerate(items))]
-
-
-def _message(path: str, item: object) -> dict[str, Any]:
-    object_(path, item)
-    fields = dict(item) if isinstance(item, Mapping) else {}
-    kind = fields.get("type") or "message"
-    if kind != "message":
-        raise InvalidRequestError.of(f"{path}.type", f'{quoted(kind)} is not supported here; only "message" is')
-    content = fields.get("content")
-    if isinstance(content, list):
-        fields["content"] = [_part(f"{path}.content[{index}]", part) for index, part in enumerate(content)]
-    return {truncated(name): value for name, value in fields.items() if name not in _LEFT_OUT}
-
-
-def _part(path: str, part: object) -> object:
-    if not isinstance(part, Mapping) or part.get("type") not in _TEXT_PARTS:
-        kind = quoted(part.get("type")) if isinstance(part, Mapping) else quoted(part)
-        raise InvalidRequestError.of(path, f"{kind} is not supported here; parts must be input_text or output_text")
-    return {**{name: value for name, value in part.items() if name not in _LEFT_OUT_OF_PARTS}, "type": "text"}
+    def _flat_path(self, field: str) -> str:
+        """Return a path of a chat in the caller's request, where fields of functions stand beside their type."""
+        return self._conversation.path(re.sub(r"^(tools\[\d+\])\.function\b", r"\1", field))

@@ -24,6 +24,7 @@ from gradellm_gateway.streaming import (
     unless_disconnected,
     with_caller_names,
 )
+from gradellm_gateway.tools.forms import AnswerForms
 
 __all__ = ["ResponseRoutes"]
 
@@ -31,8 +32,8 @@ __all__ = ["ResponseRoutes"]
 class ResponseRoutes:
     """Creates responses; none is stored, so that none can be retrieved."""
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+    def __init__(self, backend: Backend, forms: AnswerForms) -> None:
+        self._backend, self._forms = backend, forms
 
     def routes(self) -> list[Route]:
         """The routes."""
@@ -43,12 +44,13 @@ class ResponseRoutes:
         client, body = await self._backend.client_of(request), await read_object(request)
         wanted = ResponseRequest.from_json(body)
         name = await self._backend.model_name(client, body.get("model"))
-        answer = ResponseAnswer(wanted, name, request_id_of(request))
+        form, tools = await self._forms.of(client, wanted.tools)
+        answer, keywords = ResponseAnswer(wanted, name, request_id_of(request), form), {**wanted.keywords, **tools}
         try:
             if wanted.is_streamed:
-                events = with_caller_names(self._backend.generated(client, wanted.keywords), wanted.names)
+                events = with_caller_names(self._backend.generated(client, keywords), wanted.names)
                 return await stream_response(request, events, answer.events, _form(answer))
-            explanation = await unless_disconnected(request, self._backend.explained(client, wanted.keywords))
+            explanation = await unless_disconnected(request, self._backend.explained(client, keywords))
         except InvalidRequestError as error:
             raise wanted.names.error(error) from error
         return CLIENT_CLOSED_REQUEST if explanation is None else AsciiJSONResponse(answer.response(explanation))

@@ -12,24 +12,26 @@ from starlette.routing import Route
 from gradellm import InvalidRequestError
 from gradellm.models import PromptToken
 from gradellm_gateway.fields import (
+    FIELDS,
     Check,
     FieldNames,
     boolean,
     check_fields,
     integers,
-    list_,
     message_list,
     messages,
-    object_,
     only,
     text,
 )
 from gradellm_gateway.json_response import AsciiJSONResponse
 from gradellm_gateway.request_body import read_object
 from gradellm_gateway.routes.backend import Backend
+from gradellm_gateway.tools.forms import AnswerForms
+from gradellm_gateway.tools.request import ToolRequest
 
 __all__ = ["CHAT_FIELDS", "DETOKENIZE_FIELDS", "TEXT_FIELDS", "TokenizationRoutes"]
 
+_TEMPLATE = ("chat_template_kwargs", "add_generation_prompt", "continue_final_message")
 _COMMON: dict[str, Check] = {"model": text, "return_token_strs": boolean}
 TEXT_FIELDS: dict[str, Check] = {**_COMMON, "prompt": text, "add_special_tokens": boolean}
 """Fields of `/tokenize` for a text."""
@@ -37,10 +39,7 @@ CHAT_FIELDS: dict[str, Check] = {
     **_COMMON,
     "messages": message_list,
     "add_special_tokens": only(boolean, False),
-    "add_generation_prompt": only(boolean, True),
-    "continue_final_message": only(boolean, False),
-    "chat_template_kwargs": only(object_, {}),
-    "tools": only(list_, []),
+    **{name: FIELDS[name] for name in (*_TEMPLATE, "tools")},
 }
 """Fields of `/tokenize` for a conversation."""
 DETOKENIZE_FIELDS: dict[str, Check] = {"model": text, "tokens": integers}
@@ -50,8 +49,8 @@ DETOKENIZE_FIELDS: dict[str, Check] = {"model": text, "tokens": integers}
 class TokenizationRoutes:
     """Converts between texts and token ids."""
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+    def __init__(self, backend: Backend, forms: AnswerForms) -> None:
+        self._backend, self._forms = backend, forms
 
     def routes(self) -> list[Route]:
         """The routes."""
@@ -65,6 +64,9 @@ class TokenizationRoutes:
         client, body = await self._backend.client_of(request), await read_object(request)
         keywords = _prompt(body)
         await self._backend.model_name(client, body.get("model"))
+        if body.get("tools"):
+            _, tools = await self._forms.of(client, ToolRequest.of({"tools": body["tools"], "tool_choice": "none"}))
+            keywords |= tools
         info = await client.server_info(timeout=10)
         try:
             tokens = (await client.tokenize(**keywords)).tokens
@@ -104,7 +106,8 @@ def _prompt(body: Mapping[str, Any]) -> dict[str, Any]:
         raise InvalidRequestError.of("prompt", "and messages exclude each other: send one of them")
     check_fields(body, CHAT_FIELDS if is_chat else TEXT_FIELDS)
     if is_chat:
-        return {"messages": messages(body["messages"])}
+        options = {name: body[name] for name in _TEMPLATE if body.get(name) is not None}
+        return {"messages": messages(body["messages"]), **options}
     if body.get("prompt") is None:
         raise InvalidRequestError.of("prompt", "is missing: send a text, or messages")
     return {"prompt": body["prompt"]}

@@ -25,32 +25,46 @@ def structured_output(body: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     Raises:
         InvalidRequestError: naming the caller's field.
     """
-    by_format = _of_format(body.get("response_format"))
+    return _constraint(body, "response_format", body.get("response_format"))
+
+
+def text_format(body: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """The same of a request of the Responses API, whose format is `text.format`."""
+    return _constraint(body, "text.format", (body.get("text") or {}).get("format"), is_flat=True)
+
+
+def _constraint(
+    body: Mapping[str, Any], path: str, value: Mapping[str, Any] | None, *, is_flat: bool = False
+) -> tuple[dict[str, Any], str]:
+    by_format = None if value is None else _of_format(path, value, is_flat)
     by_constraint = _of_structured_outputs(body.get("structured_outputs"))
     if by_format is not None and by_constraint is not None:
-        raise InvalidRequestError.of("structured_outputs", "cannot be combined with response_format; leave one out")
+        raise InvalidRequestError.of("structured_outputs", f"cannot be combined with {path}; leave one out")
     return by_format or by_constraint or ({}, "")
 
 
-def _of_format(value: Mapping[str, Any] | None) -> tuple[dict[str, Any], str] | None:
-    """The keyword of a `response_format`. `strict`, `name` and `description` have no effect: schemas are kept."""
-    if value is None:
-        return None
+def _of_format(path: str, value: Mapping[str, Any], is_flat: bool) -> tuple[dict[str, Any], str] | None:
+    """The keyword of a format. `strict`, `name` and `description` have no effect: schemas are kept.
+
+    `is_flat`: the schema stands beside `type`, not in `json_schema`.
+    """
     kind = value.get("type")
     if kind not in _FORMATS:
         raise InvalidRequestError.of(
-            "response_format.type", f"{quoted(kind)} is not supported here; there are {', '.join(_FORMATS)}"
+            f"{path}.type", f"{quoted(kind)} is not supported here; there are {', '.join(_FORMATS)}"
         )
-    known = {"type", "json_schema"} if kind == "json_schema" else {"type"}
-    _refuse_others("response_format", value, known)
+    if kind != "json_schema" or not is_flat:
+        _refuse_others(path, value, {"type", "json_schema"} if kind == "json_schema" else {"type"})
     if kind == "text":
         return None
     if kind == "json_object":
-        return {"json_object": True}, "response_format"
-    path = "response_format.json_schema"
-    described = value.get("json_schema")
-    object_(path, described)
-    described = described or {}
+        return {"json_object": True}, path
+    if is_flat:
+        described = {name: given for name, given in value.items() if name != "type"}
+    else:
+        path = f"{path}.json_schema"
+        object_(path, value.get("json_schema"))
+        described = value["json_schema"]
     _refuse_others(path, described, {"name", "description", "schema", "strict"})
     for name, check in (("name", text), ("description", text), ("strict", boolean)):
         if described.get(name) is not None:

@@ -1,4 +1,4 @@
-"""The tools of a chat request: definitions, which of them may be called, and how their calls are returned."""
+"""The tools of a request: definitions, which of them may be called, and how their calls are returned."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gradellm import InvalidRequestError
-from gradellm_gateway.fields import boolean, listed, object_, quoted, text
+from gradellm_gateway.fields import boolean, listed, object_, quoted, text, truncated
 
 __all__ = ["ToolRequest"]
 
 CHOICES = ("none", "auto", "required")
 MAX_TOOLS = 512
+_FUNCTION_FIELDS = {"name", "description", "parameters", "strict"}
 
 
 @dataclass(frozen=True)
 class ToolRequest:
-    """The tools of a chat.
+    """The tools of a request.
 
     Attributes:
-        definitions: OpenAI's function tools.
+        definitions: OpenAI's function tools, in the form of chats.
         choice: whether the model may or must call one.
         name: of the tool that it must call.
         is_parallel: whether several calls are returned.
@@ -34,16 +35,20 @@ class ToolRequest:
     includes_reasoning: bool = True
 
     @classmethod
-    def of(cls, body: Mapping[str, Any]) -> ToolRequest:
-        """Read a request whose fields have the right types. Raises InvalidRequestError, which names the field."""
-        definitions = tuple(body.get("tools") or ())
-        if len(definitions) > MAX_TOOLS:
-            raise InvalidRequestError.of("tools", f"{len(definitions):,} tools; the limit is {MAX_TOOLS}: send fewer")
-        names = [_name(f"tools[{index}]", tool) for index, tool in enumerate(definitions)]
+    def of(cls, body: Mapping[str, Any], *, is_flat: bool = False) -> ToolRequest:
+        """Read a request whose fields have the right types. Raises InvalidRequestError, which names the field.
+
+        `is_flat`: a function's fields stand beside `type`, as in the Responses API, not in `function`.
+        """
+        tools = tuple(body.get("tools") or ())
+        if len(tools) > MAX_TOOLS:
+            raise InvalidRequestError.of("tools", f"{len(tools):,} tools; the limit is {MAX_TOOLS}: send fewer")
+        definitions = tuple(_definition(f"tools[{index}]", tool, is_flat) for index, tool in enumerate(tools))
+        names = [str(tool["function"]["name"]) for tool in definitions]
         choice = body.get("tool_choice")
         if choice is None:
             choice = "auto" if definitions else "none"
-        name = "" if isinstance(choice, str) else _named(choice, names)
+        name = "" if isinstance(choice, str) else _named(choice, names, is_flat)
         if choice not in ("none", "auto") and not definitions:
             raise InvalidRequestError.of("tool_choice", f"{quoted(choice)} needs tools")
         return cls(
@@ -54,37 +59,51 @@ class ToolRequest:
             body.get("include_reasoning") is not False,
         )
 
+    def check_constraint(self, path: str) -> None:
+        """Raise InvalidRequestError where a call is required beside the constraint at `path`, if there is one."""
+        if path and self.choice in ("required", "named"):
+            raise InvalidRequestError.of("tool_choice", f"a required call has a form of its own: leave {path} out")
+
     @property
     def callable(self) -> Sequence[Mapping[str, Any]]:
         """The tools that may be called."""
         return [tool for tool in self.definitions if self.name in ("", tool["function"]["name"])]
 
 
-def _name(path: str, tool: object) -> str:
-    """Return a tool's name, with what the tool is checked as far as the model does not matter."""
-    object_(path, tool)
-    fields = tool if isinstance(tool, Mapping) else {}
-    if fields.get("type") != "function":
-        raise InvalidRequestError.of(f"{path}.type", f'must be "function", not {quoted(fields.get("type"))}')
-    object_(f"{path}.function", fields.get("function"))
-    function = fields["function"]
-    text(f"{path}.function.name", function.get("name"))
+def _definition(path: str, tool: object, is_flat: bool) -> Mapping[str, Any]:
+    """Return a tool in the form of chats, checked as far as the model does not matter."""
+    inner, function = _function(path, tool, is_flat)
+    text(f"{inner}.name", function.get("name"))
     for name, check in (("description", text), ("parameters", object_), ("strict", boolean)):
         if function.get(name) is not None:
-            check(f"{path}.function.{name}", function[name])
-    return str(function["name"])
+            check(f"{inner}.{name}", function[name])
+    if not is_flat:
+        return tool  # type: ignore[return-value]  # an object, which _function has checked
+    given = {name: value for name, value in function.items() if value is not None}
+    if unknown := given.keys() - _FUNCTION_FIELDS:
+        name = min(unknown)
+        raise InvalidRequestError.of(f"{path}.{truncated(name)}", f"{quoted(given[name])} is not supported here")
+    return {"type": "function", "function": given}
 
 
-def _named(choice: object, names: Sequence[str]) -> str:
-    """Return the name of the tool that must be called."""
-    path = "tool_choice"
-    fields = choice if isinstance(choice, Mapping) else {}
+def _function(path: str, value: object, is_flat: bool) -> tuple[str, Mapping[str, Any]]:
+    """Return the path and the fields of a function, from a tool or a choice of one."""
+    object_(path, value)
+    fields = value if isinstance(value, Mapping) else {}
     if fields.get("type") != "function":
         raise InvalidRequestError.of(f"{path}.type", f'must be "function", not {quoted(fields.get("type"))}')
+    if is_flat:
+        return path, {name: each for name, each in fields.items() if name != "type"}
     object_(f"{path}.function", fields.get("function"))
-    name = fields["function"].get("name")
-    text(f"{path}.function.name", name)
+    return f"{path}.function", fields["function"]
+
+
+def _named(choice: object, names: Sequence[str], is_flat: bool) -> str:
+    """Return the name of the tool that must be called."""
+    path, function = _function("tool_choice", choice, is_flat)
+    name = function.get("name")
+    text(f"{path}.name", name)
     if name not in names:
         there = listed(names) if 0 < len(names) <= 20 else f"{len(names)} others"
-        raise InvalidRequestError.of(f"{path}.function.name", f"{quoted(name)} is none of the tools; there are {there}")
+        raise InvalidRequestError.of(f"{path}.name", f"{quoted(name)} is none of the tools; there are {there}")
     return str(name)

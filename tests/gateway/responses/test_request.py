@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gradellm import InvalidRequestError, Violation
+from gradellm_gateway.responses.conversation import Conversation
 from gradellm_gateway.responses.request import RESPONSE_FIELDS, ResponseFieldNames, ResponseRequest
 
 
@@ -31,4 +32,4 @@ def test_null_counts_as_absent(field: str) -> None:
 )
 def test_messages_are_named_as_the_caller_has_them(body: dict[str, object], field: str, expected: str) -> None:
     error = InvalidRequestError("x", [Violation(field, "no")])
-    assert ResponseFieldNames(body).error(error).violations[0].field == expected
+    assert ResponseFieldNames(body, Conversation(body)).error(error).violations[0].field == expected

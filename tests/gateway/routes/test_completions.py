@@ -149,6 +149,20 @@ def test_a_completion_is_explained_like_a_chat(url: str, server: RunningServer) 
     assert "gradellm_citations" in answer
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_completion_keeps_a_constraint(url: str, stream: bool) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 9, "minimum": 0}}, "required": ["n"]}
+    body = {"prompt": [PROMPT, "A number: "], "max_tokens": 40, "stream": stream}
+    described = {
+        "type": "json_schema",
+        "json_schema": {"name": "n", "schema": {**schema, "additionalProperties": False}},
+    }
+    chunks = answers(url, **body, response_format=described)
+    assert all(json.loads(text_of(chunks, index)).keys() == {"n"} for index in (0, 1))
+    chunks = answers(url, **body, structured_outputs={"choice": ["yes", "no"]}, gradellm={})
+    assert all(text_of(chunks, index) in ("yes", "no") for index in (0, 1))
+
+
 def test_the_stop_text_is_told(url: str, server: RunningServer) -> None:
     text = undisturbed(server, max_new_tokens=8, attribution=None).text
     (answer,) = answers(url, prompt=PROMPT, max_tokens=8, stop=text[3:6])
@@ -178,6 +192,13 @@ def test_the_stop_text_is_told(url: str, server: RunningServer) -> None:
         ({"prompt": PROMPT, "max_tokens": -1}, "max_tokens"),
         ({"prompt": PROMPT, "max_tokens": 1 << 40}, "max_tokens"),
         ({"prompt": PROMPT, "max_tokens": 0, "echo": True, "gradellm": {}}, "max_tokens"),
+        ({"prompt": PROMPT, "max_tokens": 0, "echo": True, "structured_outputs": {"regex": "a"}}, "max_tokens"),
+        ({"prompt": PROMPT, "response_format": {"type": "xml"}}, "response_format.type"),
+        ({"prompt": PROMPT, "structured_outputs": {"regex": "("}}, "structured_outputs.regex"),
+        (
+            {"prompt": PROMPT, "response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}},
+            "structured_outputs",
+        ),
         ({"prompt": PROMPT, "logprobs": 21}, "logprobs"),
         ({"prompt": PROMPT, "logprobs": -1}, "logprobs"),
         ({"prompt": PROMPT, "logprobs": True}, "logprobs"),

@@ -12,7 +12,7 @@ import pytest
 
 from gradellm import InvalidRequestError
 from gradellm_gateway.chat import ChatRequest
-from gradellm_gateway.structured.output_format import structured_output
+from gradellm_gateway.structured.output_format import structured_output, text_format
 from support.http.calls import MESSAGES, post
 
 SCHEMA = {
@@ -153,3 +153,22 @@ def test_what_the_server_refuses_is_a_400_with_the_place(url: str, body: Any, pa
     error = json.loads(answer)["error"]
     assert error["param"] == param
     assert words in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "keywords", "path"),
+    [
+        ({}, {}, ""),
+        ({"text": {"verbosity": "medium"}}, {}, ""),
+        ({"text": {"format": {"type": "text"}}}, {}, ""),
+        ({"text": {"format": {"type": "json_object"}}}, {"json_object": True}, "text.format"),
+        (
+            {"text": {"format": {"type": "json_schema", "name": "a", "strict": True, "schema": SCHEMA}}},
+            {"json_schema": SCHEMA},
+            "text.format.schema",
+        ),
+        ({"structured_outputs": {"regex": "a"}}, {"regex": "a"}, "structured_outputs.regex"),
+    ],
+)
+def test_formats_of_responses(body: Any, keywords: Any, path: str) -> None:
+    assert text_format(body) == (keywords, path)

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Literal
 
 import openai
 import pytest
-import uvicorn
 
 from gradellm import Client, Explanation, Token
-from gradellm_gateway.app import gateway as make_app
-from gradellm_gateway.connections import uvicorn_config
 from gradellm_gateway.tools.answer import AnswerForm, AnswerReader
-from gradellm_gateway.tools.forms import AnswerForms
 from gradellm_gateway.tools.request import ToolRequest
 from server.conftest import RunningServer
 from support.tools.answers import called
 from support.tools.scripted import ScriptedClient
+from support.tools.scripted_gateway import serving
 from support.tools.templates import SHORT
 
 TOOLS: Any = [
@@ -30,25 +24,6 @@ TOOLS: Any = [
 MESSAGES: Any = [{"role": "user", "content": "How is Bonn?"}]
 THOUGHT = ("<think>", "Hm.", "</think>", "I ", "look.\n", "<tool_call>")
 CALL = ('{"name": "time", ', '"arguments": {"at": ', '"noon"}}', "</tool_call>", "")
-
-
-@contextmanager
-def serving(client: Any, forms: AnswerForms | None = None) -> Iterator[openai.OpenAI]:
-    """OpenAI's client of a gateway in front of a scripted server."""
-    process = uvicorn.Server(uvicorn_config(make_app(client, forms=forms), port=0, log_level="error", lifespan="on"))
-    thread = threading.Thread(target=process.run, daemon=True)
-    thread.start()
-    until = time.monotonic() + 20
-    while not process.started and time.monotonic() < until:
-        time.sleep(0.01)
-    port = process.servers[0].sockets[0].getsockname()[1]
-    try:
-        yield openai.OpenAI(
-            base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0
-        )  # pragma: allowlist secret (none)
-    finally:
-        process.should_exit = True
-        thread.join(10)
 
 
 Chat = Callable[..., Any]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gradellm import InvalidRequestError
+from gradellm import InvalidRequestError, Violation
 from gradellm_gateway.chat import ChatRequest
 from gradellm_gateway.tools.request import ToolRequest
 
@@ -58,3 +58,22 @@ def test_what_is_refused(fields: dict[str, Any], param: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         request(**fields)
     assert caught.value.violations[0].field == param
+
+
+def test_flat_tools_are_those_of_chats() -> None:
+    flat = {"type": "function", "name": "f", "parameters": {}, "strict": True, "description": None}
+    body = {"tools": [flat, {"type": "function", "name": "g"}], "tool_choice": {"type": "function", "name": "g"}}
+    found = ToolRequest.of(body, is_flat=True)
+    inner = {"name": "f", "parameters": {}, "strict": True}
+    assert (found.choice, found.name) == ("named", "g")
+    assert list(found.definitions) == [{"type": "function", "function": inner}, OTHER]
+    for field, value, path in (("colour", 1, "tools[0].colour"), ("parameters", [], "tools[0].parameters")):
+        with pytest.raises(InvalidRequestError) as caught:
+            ToolRequest.of({"tools": [flat | {field: value}]}, is_flat=True)
+        assert caught.value.violations[0].field == path
+
+
+def test_a_schema_that_no_grammar_has_is_one_of_a_tool() -> None:
+    chat = ChatRequest.from_json({"messages": [{"role": "user", "content": "a"}], "tools": [TOOL]})
+    error = InvalidRequestError("x", [Violation("structured_output.grammar", "no")])
+    assert chat.names.error(error).violations[0].field == "tools"
