@@ -49,7 +49,7 @@ def main(url: str, model: str, *what: str) -> None:
             ask("How is the weather in Bonn?", tools=[WEATHER], tool_choice="required", max_tokens=60, stream=True)
         )
         streamed = litellm.stream_chunk_builder(chunks)
-        said = {
+        said: dict[str, Any] = {
             name: [(call.function.name, call.function.arguments) for call in answer.choices[0].message.tool_calls]
             for name, answer in (("calls", calls), ("streamed_calls", streamed))
         }
