@@ -9,9 +9,14 @@ BUF := $(TOOLS)/buf-$(BUF_VERSION)/node_modules/.bin/buf
 # Stubs are generated with the oldest version that the package allows, so that they load with all of them.
 GRPC_FLOOR := 1.75.1
 PROTOC := $(TOOLS)/protoc-$(GRPC_FLOOR)/bin/python
-# npm packages for tests: a gRPC client of another language, and an accessibility checker.
-NODE_TOOLS := $(TOOLS)/node-2
-NODE_PACKAGES := @grpc/grpc-js@1.14.7 @grpc/proto-loader@0.8.1 axe-core@4.14.1 openai@7.59.0
+# npm packages for tests: clients in another language, and an accessibility checker.
+NODE_TOOLS := $(TOOLS)/node-3
+NODE_PACKAGES := @grpc/grpc-js@1.14.7 @grpc/proto-loader@0.8.1 axe-core@4.14.1 openai@7.59.0 ai@6.0.326 @ai-sdk/openai@3.0.141 zod@4.6.7
+# Python clients of OpenAI's API; openai 3 needs a newer jiter than instructor takes.
+CLIENTS := $(TOOLS)/clients-1
+CLIENT_PACKAGES := langchain-tests==1.1.9 langchain-openai==1.7.4 instructor==1.17.0 litellm==1.110.2 'openai<3'
+# A load generator with torch, in an environment of its own.
+GUIDELLM := $(TOOLS)/guidellm-0.8.1
 # A fuzzer of OpenAPI documents, with dependencies of its own.
 SCHEMATHESIS_VERSION := 4.32.5
 SCHEMATHESIS := $(TOOLS)/schemathesis-$(SCHEMATHESIS_VERSION)/bin/schemathesis
@@ -27,7 +32,7 @@ MYPY_PATHS := client/gradellm gradellm_engine server/gradellm_server server/grad
 PROTOS := $(wildcard proto/gradellm/v1/*.proto)
 STUBS := client/gradellm/v1
 
-.PHONY: help setup demo test test-all real check types spelling workflows audit format docs docs-serve proto bench picture reference api trials trials-gpu train-demo build release-check sbom capacity deploy-rules deploy-policies image-check clean other-programs fuzz-api
+.PHONY: help setup demo test test-all real check types spelling workflows audit format docs docs-serve proto bench picture reference api trials trials-gpu train-demo build release-check sbom capacity deploy-rules deploy-policies image-check clean other-programs clients fuzz-api
 
 help: ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -151,12 +156,24 @@ $(ACTIONLINT):
 
 other-programs: $(NODE_TOOLS) ## install npm packages for tests with other programs, which otherwise skip
 
+clients: $(READY) $(CLIENTS) $(GUIDELLM) ## call a gateway with programs that people use (GRADELLM_REAL_MODELS: a folder)
+	@$(MAKE) --no-print-directory other-programs || echo "npm's packages cannot be installed here: their tests are skipped"
+	$(BIN)/pytest -rs tests/gateway/clients
+
 fuzz-api: $(READY) $(SCHEMATHESIS) ## send the gateway 2,000 requests made from its OpenAPI document; none may fail with 5xx
 	$(BIN)/pytest tests/gateway/openapi/test_fuzzing.py
 
 $(SCHEMATHESIS):
 	@$(PYTHON) -m venv $(TOOLS)/schemathesis-$(SCHEMATHESIS_VERSION)
 	@$(TOOLS)/schemathesis-$(SCHEMATHESIS_VERSION)/bin/pip install --quiet --disable-pip-version-check schemathesis==$(SCHEMATHESIS_VERSION)
+
+$(CLIENTS):
+	@$(PYTHON) -m venv $@ && $@/bin/pip install --quiet --disable-pip-version-check $(CLIENT_PACKAGES) \
+	|| { rm -rf $@; echo "$(firstword $(CLIENT_PACKAGES)) and others cannot be installed here: their tests are skipped"; }
+
+$(GUIDELLM):
+	@$(PYTHON) -m venv $@ && $@/bin/pip install --quiet --disable-pip-version-check $(subst guidellm-,guidellm==,$(notdir $@)) \
+	|| { rm -rf $@; echo "$(notdir $@) cannot be installed here: its test is skipped"; }
 
 $(NODE_TOOLS):
 	@npm install --silent --no-fund --no-audit --prefix $@ $(NODE_PACKAGES) || { rm -rf $@; exit 1; }

@@ -20,6 +20,7 @@ from gradellm.wire.keywords import AttributionKeywords
 from gradellm_gateway.documents import CitedDocuments, source_event, with_documents
 from gradellm_gateway.event_objects import EventObjects, Extras, citation_objects
 from gradellm_gateway.fields import FieldNames, check_fields, messages, truncated
+from gradellm_gateway.running_usage import usage_options
 from gradellm_gateway.sampling_fields import SAMPLING_NAMES, sampling_keywords
 from gradellm_gateway.structured.output_format import structured_output
 from gradellm_gateway.tools.answer import AnswerForm, AnswerReader, OriginCollector
@@ -51,6 +52,7 @@ class ChatRequest:
         names: maps these keywords to the request's field names.
         is_streamed: whether the response is chunks.
         includes_usage: whether a last chunk reports usage.
+        has_running_usage: whether each other chunk does, too, of its choice so far.
         is_explained: whether the request has a `gradellm` object.
         extras: what it asks for beside events.
         documents: that its answer can cite.
@@ -64,6 +66,7 @@ class ChatRequest:
     names: FieldNames
     is_streamed: bool
     includes_usage: bool
+    has_running_usage: bool
     is_explained: bool
     extras: Extras
     documents: CitedDocuments
@@ -111,7 +114,7 @@ class ChatRequest:
                 constraint=constraint_path or "tools",  # of required calls
             ),
             is_streamed=body.get("stream") is True,
-            includes_usage=bool((body.get("stream_options") or {}).get("include_usage")),
+            **usage_options(body),
             is_explained=own is not None,
             extras=extras,
             documents=documents,

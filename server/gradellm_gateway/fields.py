@@ -20,6 +20,7 @@ Check = Callable[[str, object], None]
 
 _MAX_QUOTED = 40  # characters of a text that an error quotes
 MAX_CHOICES = 16  # of one request: as many as a server runs at a time by default
+_STREAM_OPTIONS = ("include_usage", "continuous_usage_stats")
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -89,12 +90,14 @@ def _texts_by_name(path: str, value: object) -> None:
         text(f"{path}.{truncated(name)}", element)
 
 
-@described({"type": "object", "properties": {"include_usage": {"type": "boolean"}}})
+@described({"type": "object", "properties": {name: {"type": "boolean"} for name in _STREAM_OPTIONS}})
 def _stream_options(path: str, value: object) -> None:
     object_(path, value)
     for name, option in _items(value):
-        if name not in ("include_usage", "include_obfuscation"):
-            raise InvalidRequestError.of(f"{path}.{truncated(name)}", "is not known; there is include_usage")
+        if name not in (*_STREAM_OPTIONS, "include_obfuscation"):
+            raise InvalidRequestError.of(
+                f"{path}.{truncated(name)}", f"is not known; there are {' and '.join(_STREAM_OPTIONS)}"
+            )
         if option is not None:
             boolean(f"{path}.{name}", option)
 

@@ -136,6 +136,7 @@ def test_null_is_as_good_as_absent(field: str) -> None:
         ("stream_options", [1], "stream_options"),
         ("stream_options", {"include_usage": "false"}, "stream_options.include_usage"),
         ("stream_options", {"include": True}, "stream_options.include"),
+        ("stream_options", {"continuous_usage_stats": 1}, "stream_options.continuous_usage_stats"),
         ("stop", ["a", 1], "stop[1]"),
         ("metadata", {"a": 1}, "metadata.a"),
         ("temperature", float("inf"), "temperature"),

@@ -8,6 +8,7 @@ from typing import Any
 
 from gradellm import Event, Explanation
 from gradellm_gateway.chat import ChatRequest, Completion, usage_object
+from gradellm_gateway.running_usage import RunningUsage
 from gradellm_gateway.sampling_fields import seed_of_choice
 from gradellm_gateway.tools.answer import AnswerForm
 
@@ -29,6 +30,7 @@ class ChatChoices:
         others = [replace(first, index=index) for index in range(1, request.num_choices)]
         self._completions = [first, *others]
         self._includes_usage = request.includes_usage
+        self._running = [RunningUsage() for _ in self._completions] if request.has_running_usage else []
         self._usage: dict[int, dict[str, Any]] = {}  # of choices that have finished
 
     def chunks(self, item: tuple[int, Event]) -> list[dict[str, Any]]:
@@ -36,6 +38,9 @@ class ChatChoices:
         index, event = item
         completion = self._completions[index]
         chunks = completion.chunks(event)
+        if self._running:
+            self._running[index].add(event)
+            chunks = [chunk | {"usage": self._running[index].to_object()} for chunk in chunks]
         if event.finished is not None and self._includes_usage:
             self._usage[index] = usage_object(event.finished)
             if len(self._usage) == len(self._completions):

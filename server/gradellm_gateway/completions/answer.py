@@ -15,6 +15,7 @@ from gradellm_gateway.completions.choices import ChoiceItem, Echo
 from gradellm_gateway.completions.logprobs import LoggedToken, logprobs_object, of_completion
 from gradellm_gateway.completions.request import CompletionRequest
 from gradellm_gateway.event_objects import EventObjects, citation_objects
+from gradellm_gateway.running_usage import RunningUsage
 
 __all__ = ["TextAnswer"]
 
@@ -44,7 +45,8 @@ class TextAnswer:
         chunks: list[dict[str, Any]] = []
         for part in choice.parts(item.content):
             own = {"gradellm": part.pop("gradellm")} if "gradellm" in part else {}
-            chunks.append(self._head | {"choices": [part]} | own)
+            usage = {"usage": choice.running.to_object()} if self._request.has_running_usage else {}
+            chunks.append(self._head | {"choices": [part]} | usage | own)
         if choice.usage and self._request.includes_usage and all(each.usage for each in self._choices):
             chunks.append(self._head | {"choices": [], "usage": self._usage()})
         return chunks
@@ -78,6 +80,7 @@ class _Choice:
 
     Attributes:
         usage: its token counts, once it has ended.
+        running: its token counts so far.
     """
 
     def __init__(self, index: int, request: CompletionRequest) -> None:
@@ -87,16 +90,18 @@ class _Choice:
         self._num_echoed = 0  # tokens of the prompt
         self._prompt_ids: list[int] | None = None  # until a part has had them
         self.usage: dict[str, Any] = {}
+        self.running = RunningUsage()
 
     def parts(self, content: Echo | Event | None) -> list[dict[str, Any]]:
         """Return the choice of a chunk for new content, with `gradellm` in it if it is explained; or nothing."""
         if isinstance(content, Echo):
             self._offset, self._prompt_ids = len(content.text), [token.id for token in content.tokens]
-            self._num_echoed = len(content.tokens)
+            self._num_echoed = self.running.prompt_tokens = len(content.tokens)
             return [self._part(content.text, logged=content.logged)]
         if content is None:
             self.usage = _usage_of_prompt(self._num_echoed)
             return [self._part("", reason="length")]
+        self.running.add(content)
         is_explained = self._request.is_explained and self._request.is_streamed
         own = {"gradellm": self._objects.of(content)} if is_explained else {}
         if content.started is not None and not self._request.echo:

@@ -21,6 +21,7 @@ from gradellm_gateway.fields import (
     text,
 )
 from gradellm_gateway.openapi.schemas import described
+from gradellm_gateway.running_usage import usage_options
 from gradellm_gateway.sampling_fields import SAMPLING_FIELDS, SAMPLING_NAMES, sampling_keywords, seed_of_choice
 from gradellm_gateway.structured.output_format import structured_output
 
@@ -131,6 +132,7 @@ class CompletionRequest:
         choices: `n` a prompt, those of one prompt after another.
         is_streamed: whether the response is chunks.
         includes_usage: whether a last chunk reports usage.
+        has_running_usage: whether each other chunk does, too, of its choice so far.
         is_explained: whether the request has a `gradellm` object.
         extras: what it asks for beside events.
         echo: whether choices begin with their prompts.
@@ -142,6 +144,7 @@ class CompletionRequest:
     choices: tuple[ChoiceRequest, ...]
     is_streamed: bool
     includes_usage: bool
+    has_running_usage: bool
     is_explained: bool
     extras: Extras
     echo: bool
@@ -176,7 +179,7 @@ class CompletionRequest:
         return cls(
             _choices(body, keywords, constraint_path),
             is_streamed=is_streamed,
-            includes_usage=bool((body.get("stream_options") or {}).get("include_usage")),
+            **usage_options(body),
             is_explained=own is not None,
             extras=extras,
             echo=echo,

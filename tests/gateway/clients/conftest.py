@@ -1,0 +1,74 @@
+"""Programs that people use, and gateways in front of real models for them.
+
+`make clients` installs the programs; GRADELLM_REAL_MODELS is the folder with the models.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.conftest import running
+from gradellm_engine import Engine
+from gradellm_server.settings import ServerSettings
+from server.conftest import RunningServer
+
+PROGRAMS = Path(__file__).with_name("programs")
+CACHE = Path(__file__).parents[3] / ".cache"
+SECONDS = 1500  # of one program
+
+
+@contextmanager
+def gateway_of(model: str, *, dtype: str = "float32") -> Iterator[str]:
+    """The API's base of a gateway in front of a real model. Skips where GRADELLM_REAL_MODELS does not have it."""
+    folder = Path(os.environ.get("GRADELLM_REAL_MODELS", "")) / model
+    if not (folder / "config.json").is_file():
+        pytest.skip(f"GRADELLM_REAL_MODELS names no folder with {model}/ in it")
+    server = RunningServer(
+        Engine.load(str(folder), dtype=dtype, kv_bytes=512 << 20), ServerSettings(listen="127.0.0.1:0")
+    )
+    try:
+        with running(server.address) as url:
+            yield f"{url}/v1"
+    finally:
+        server.close()
+
+
+def program(name: str) -> Path:
+    """The path of a program below .cache, by a pattern; skips without it."""
+    found = next(iter(sorted(CACHE.glob(name))), None)
+    if found is None:
+        pytest.skip("needs `make clients`")
+    return found
+
+
+def run(*command: str | Path, **variables: str) -> str:
+    """Run a program without this process's Python path; what it prints."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | variables
+    done = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, timeout=SECONDS, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def said(*command: str | Path) -> Any:
+    """The JSON of the last line that a program prints."""
+    return json.loads(run(*command).splitlines()[-1])
+
+
+def python_program(name: str, *arguments: str) -> Any:
+    """What a program of `programs` says, run with the packages of `make clients`."""
+    return said(program("clients-*/bin/python"), PROGRAMS / name, *arguments)
+
+
+def javascript_program(name: str, *arguments: str) -> Any:
+    """The same, by Node.js."""
+    return said("node", PROGRAMS / name, program("node-*/node_modules/ai").parent, *arguments)
