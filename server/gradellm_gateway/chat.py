@@ -18,7 +18,7 @@ from gradellm import Event, Explanation, InvalidRequestError
 from gradellm.explanation.explanation import Collector
 from gradellm.models import Finished, Started, Token
 from gradellm.wire.keywords import AttributionKeywords
-from gradellm_gateway.documents import CitedDocuments, source_event, with_documents
+from gradellm_gateway.documents import DOCUMENT_FIELDS, CitedDocuments, source_event, with_documents
 from gradellm_gateway.event_objects import EventObjects, Extras, citation_objects
 from gradellm_gateway.fields import FieldNames, check_fields, messages, truncated
 from gradellm_gateway.sampling_fields import SAMPLING_NAMES, sampling_keywords
@@ -29,7 +29,7 @@ from gradellm_gateway.tools.request import ToolRequest
 GRADELLM_FIELDS = {
     *AttributionKeywords.__annotations__,
     *Extras.__annotations__,
-    "documents",
+    *DOCUMENT_FIELDS,
     "segments",
     "top_k",
     "forced_ids",
