@@ -17,7 +17,7 @@ from typing import Any
 from gradellm import Event, Explanation, InvalidRequestError
 from gradellm.models import Finished, Started, Token
 from gradellm.wire.keywords import AttributionKeywords
-from gradellm_gateway.documents import CitedDocuments, source_event, with_documents
+from gradellm_gateway.documents import DOCUMENT_FIELDS, CitedDocuments, source_event, with_documents
 from gradellm_gateway.event_objects import EventObjects, Extras, citation_objects
 from gradellm_gateway.fields import FieldNames, check_fields, messages, truncated
 from gradellm_gateway.running_usage import usage_options
@@ -29,7 +29,7 @@ from gradellm_gateway.tools.request import ToolRequest
 GRADELLM_FIELDS = {
     *AttributionKeywords.__annotations__,
     *Extras.__annotations__,
-    "documents",
+    *DOCUMENT_FIELDS,
     "segments",
     "top_k",
     "forced_ids",

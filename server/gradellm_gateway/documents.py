@@ -12,20 +12,28 @@ from typing import Any
 from urllib.parse import quote
 
 from gradellm import InvalidRequestError
-from gradellm_gateway.fields import list_, object_, text, truncated
+from gradellm_gateway.fields import boolean, list_, object_, text, truncated
 
-__all__ = ["CitedDocuments", "Span", "source_event", "with_documents"]
+__all__ = ["DOCUMENT_FIELDS", "CitedDocuments", "Span", "source_event", "with_documents"]
 
 Span = tuple[int, int, int]
 """A part of the messages: the message, and the first code point and one past the last in its content."""
+DOCUMENT_FIELDS = frozenset({"documents", "annotations"})
+"""Names in a request's `gradellm` object that `with_documents` reads."""
 _FIELDS = ("name", "text", "url")
 
 
 @dataclass(frozen=True)
 class CitedDocuments:
-    """What is known of the documents that a request names: their URLs, by name."""
+    """What is known of the documents that a request names.
+
+    Attributes:
+        urls: by the documents' names.
+        has_annotations: whether citations of them are annotations of the message, too.
+    """
 
     urls: Mapping[str, str]
+    has_annotations: bool = True
 
     def url(self, name: str) -> str:
         """Return a document's URL; one of the scheme `gradellm` if the request gave none."""
@@ -37,9 +45,12 @@ class CitedDocuments:
         """Return citations as annotations of a chat message, OpenAI's: one for each document of each sentence.
 
         `offset` is the message's first code point in the completion, which may begin with forced tokens or reasoning;
-        `length` is the message's, None for all of the completion. Ends are exclusive.
+        `length` is the message's, None for all of the completion. Ends are exclusive. There are none if the request
+        leaves them out.
         """
-        made = []
+        made: list[dict[str, Any]] = []
+        if not self.has_annotations:
+            return made
         for citation in citations:
             start, end = max(0, citation["start"] - offset), citation["end"] - offset
             end = end if length is None else min(end, length)
@@ -51,7 +62,10 @@ class CitedDocuments:
         return made
 
     def sources(self, citations: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Return the cited documents as Open WebUI's sources: one each, with the passages that were drawn from."""
+        """Return the cited documents as Open WebUI's sources: one each, with the passages that were drawn from.
+
+        `external` is Open WebUI's mark of sources from elsewhere: without it, a URL is shown in place of the name.
+        """
         passages: dict[str, list[str]] = {}
         for document in (document for citation in citations for document in citation["documents"]):
             found = passages.setdefault(document["name"], [])
@@ -62,7 +76,7 @@ class CitedDocuments:
             {
                 "source": {"name": name, "url": self.url(name)},
                 "document": texts,
-                "metadata": [{"source": self.url(name), "name": name} for _ in texts],
+                "metadata": [{"source": self.url(name), "name": name, "external": True} for _ in texts],
             }
             for name, texts in passages.items()
         ]
@@ -81,10 +95,14 @@ def with_documents(
     `contents` are the texts of the messages, `path` that of a field, with {} for its name. Raises InvalidRequestError
     for documents that are malformed, or whose text is in no message.
     """
-    documents = own.get("documents")
-    own = {name: value for name, value in own.items() if name != "documents"}
+    documents, has_annotations = own.get("documents"), own.get("annotations")
+    if has_annotations is not None:
+        boolean(path.format("annotations"), has_annotations)
+        if documents is None and not own.get("citations"):
+            raise InvalidRequestError.of(path.format("annotations"), "needs documents or citations; leave it out")
+    own = {name: value for name, value in own.items() if name not in DOCUMENT_FIELDS}
     if documents is None:
-        return own, CitedDocuments({})
+        return own, CitedDocuments({}, has_annotations is not False)
     list_(path.format("documents"), documents)
     segments = dict(own.get("segments") or {})
     urls: dict[str, str] = {}
@@ -106,7 +124,7 @@ def with_documents(
     if segments:
         own["segments"] = segments
         own.setdefault("citations", True)
-    return own, CitedDocuments(urls)
+    return own, CitedDocuments(urls, has_annotations is not False)
 
 
 def _check(path: str, document: object) -> None:

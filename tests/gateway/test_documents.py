@@ -55,6 +55,25 @@ def test_documents_that_cannot_be_are_refused(documents: Any, param: str) -> Non
     assert raised.value.violations[0].field == param
 
 
+def test_annotations_can_be_left_out() -> None:
+    documents = [{"name": "ball", "text": "A red ball."}]
+    found = [citation(0, 4, ("ball", "A red ball."))]
+    for asked, is_empty in ((False, True), (True, False), (None, False)):
+        own, cited = with_documents({"documents": documents, "annotations": asked}, CONTENTS)
+        assert "annotations" not in own
+        assert (cited.annotations(found, 0) == []) is is_empty
+        assert cited.sources(found) != []
+        _, cited = with_documents({"citations": True, "segments": {}, "annotations": asked}, CONTENTS)
+        assert (cited.annotations(found, 0) == []) is is_empty
+
+
+@pytest.mark.parametrize("own", [{"annotations": False}, {"annotations": 0, "documents": []}])
+def test_annotations_of_nothing_are_refused(own: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequestError) as raised:
+        with_documents(own, CONTENTS)
+    assert raised.value.violations[0].field == "gradellm.annotations"
+
+
 def citation(start: int, end: int, *documents: tuple[str, str | None]) -> dict[str, Any]:
     cited = [{"name": name, "passage": text and {"text": text}} for name, text in documents]
     return {"start": start, "end": end, "documents": cited}
@@ -86,11 +105,11 @@ def test_sources_are_one_for_each_document() -> None:
         {
             "source": {"name": "ball", "url": url},
             "document": ["A.", "B."],
-            "metadata": [{"source": url, "name": "ball"}] * 2,
+            "metadata": [{"source": url, "name": "ball", "external": True}] * 2,
         },
         {
             "source": {"name": "hat", "url": "gradellm:document/hat"},
             "document": ["hat"],
-            "metadata": [{"source": "gradellm:document/hat", "name": "hat"}],
+            "metadata": [{"source": "gradellm:document/hat", "name": "hat", "external": True}],
         },
     ]

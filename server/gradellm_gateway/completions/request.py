@@ -8,6 +8,7 @@ from typing import Any
 
 from gradellm import InvalidRequestError, Violation
 from gradellm_gateway.chat import GRADELLM_FIELDS, attribution_keywords
+from gradellm_gateway.documents import DOCUMENT_FIELDS
 from gradellm_gateway.event_objects import Extras
 from gradellm_gateway.fields import (
     FIELDS,
@@ -30,7 +31,7 @@ __all__ = ["COMPLETION_FIELDS", "MAX_PROMPTS", "ChoiceRequest", "CompletionReque
 MAX_PROMPTS = 1024
 DEFAULT_MAX_TOKENS = 16  # OpenAI's and vLLM's
 MAX_LOGPROBS = 20
-_OWN_FIELDS = GRADELLM_FIELDS - {"documents"}  # which are found in messages
+_OWN_FIELDS = GRADELLM_FIELDS - DOCUMENT_FIELDS  # which are found in messages
 
 
 @described(

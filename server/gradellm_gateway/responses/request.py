@@ -9,6 +9,7 @@ from typing import Any
 
 from gradellm import InvalidRequestError, Violation
 from gradellm_gateway.chat import GRADELLM_FIELDS, attribution_keywords
+from gradellm_gateway.documents import DOCUMENT_FIELDS
 from gradellm_gateway.event_objects import Extras
 from gradellm_gateway.fields import (
     FIELDS,
@@ -35,7 +36,7 @@ __all__ = ["RESPONSE_FIELDS", "ResponseRequest"]
 
 LOGPROBS = "message.output_text.logprobs"  # the value of `include` that asks for log-probabilities
 MAX_LOGPROBS = 20
-_OWN_FIELDS = GRADELLM_FIELDS - {"documents"}
+_OWN_FIELDS = GRADELLM_FIELDS - DOCUMENT_FIELDS
 
 
 @described({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}, "minItems": 1}]})

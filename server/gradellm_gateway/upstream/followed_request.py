@@ -10,14 +10,14 @@ from gradellm import InvalidRequestError
 from gradellm.following.openai_requests import OF_THE_TEMPLATE, constrains_sampling
 from gradellm.wire.keywords import AttributionKeywords, FollowKeywords
 from gradellm.wire.requests import follow_request
-from gradellm_gateway.documents import CitedDocuments, Span, with_documents
+from gradellm_gateway.documents import DOCUMENT_FIELDS, CitedDocuments, Span, with_documents
 from gradellm_gateway.event_objects import Extras
 from gradellm_gateway.fields import FieldNames, object_, truncated
 from gradellm_gateway.upstream.prompt import ChatMessage
 
 __all__ = ["FollowedRequest"]
 
-_FIELDS = {*AttributionKeywords.__annotations__, *Extras.__annotations__, "segments", "documents"}
+_FIELDS = {*AttributionKeywords.__annotations__, *Extras.__annotations__, *DOCUMENT_FIELDS, "segments"}
 
 
 @dataclass(frozen=True)
