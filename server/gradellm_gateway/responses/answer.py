@@ -101,16 +101,20 @@ class ResponseAnswer:
         return answer
 
     def _add_parts(self, explanation: Explanation) -> None:
-        """Add reasoning, text and calls in this order, as vLLM does."""
+        """Add reasoning, text and calls; text that follows the first call stands behind the calls."""
         parts = self._reader.whole(explanation)
         if parts.reasoning:
             self._output.add([Delta("reasoning", parts.reasoning)])
-        if parts.content or not parts.calls:
-            tokens = self._reader.content_tokens(explanation.tokens)
-            self._output.add([Delta("content", parts.content)], tokens)
+        content = [Delta("content", parts.content)] if parts.content or not parts.calls else []
+        tokens = self._reader.content_tokens(explanation.tokens)
+        is_first = not parts.calls or parts.content_start < parts.calls[0].start
+        if content and is_first:
+            self._output.add(content, tokens)
         for call in parts.calls:
             deltas = [Delta("name", call.name, call.index), Delta("arguments", call.arguments, call.index)]
             self._output.add(deltas)
+        if content and not is_first:
+            self._output.add(content, tokens)
 
     def _response(self, status: str, finished: Finished | None = None) -> dict[str, Any]:
         body = self._request.body

@@ -53,7 +53,7 @@ class _Item:
         """Return the events that end it, and the whole item."""
         done = {"type": f"response.{_TEXTS[self.kind]}.done", **self._place}
         if self.kind == "function_call":
-            status = status if _is_object(self.text) else "incomplete"
+            status = "completed" if _is_object(self.text) else "incomplete"
             events = [done | {"name": self.name, "arguments": self.text}]
         else:
             part = self._part(self.text, self.logprobs)

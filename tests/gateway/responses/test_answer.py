@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from gradellm_gateway.responses.answer import ResponseAnswer
 from gradellm_gateway.responses.request import ResponseRequest
 from gradellm_gateway.tools.answer import AnswerForm
 from support.tools.answers import called
-from support.tools.scripted import ScriptedClient
+from support.tools.scripted import FINISHED, ScriptedClient
 from support.tools.scripted_gateway import serving
 
 TOOLS: Any = [{"type": "function", "name": name, "parameters": {"type": "object"}} for name in ("weather", "time")]
@@ -156,3 +157,15 @@ def test_reasoning_is_left_out_on_request() -> None:
         answer: Any = chat.responses.create(model="gradellm", input="a", extra_body={"include_reasoning": False})
     assert [item.type for item in answer.output] == ["message"]
     assert answer.output_text == "I "
+
+
+def test_a_second_call_that_is_cut_off_is_text_behind_the_first() -> None:
+    cut = replace(FINISHED, reason="max_new_tokens")
+    answer = replace(called(("<tool_call>", *CALL[:-1], "<tool_call>", '{"name": "ti')), finished=cut)
+    with serving(ScriptedClient(answer, has_tools=True, tool_call_parser="hermes")) as chat:
+        response: Any = chat.responses.create(model="gradellm", input="a", tools=TOOLS)
+    assert response.status == "incomplete"
+    assert [(item.type, item.status) for item in response.output] == [
+        ("function_call", "completed"),
+        ("message", "incomplete"),
+    ]
