@@ -271,13 +271,13 @@ def _message(path: str, message: object) -> dict[str, Any]:
     return {"role": "system" if role == "developer" else str(role), "content": content, **extra}
 
 
-_EXTRA_TEXTS = {"tool": ("tool_call_id", "name"), "assistant": ("reasoning_content", "reasoning")}
+_EXTRA_TEXTS = {"tool": ("tool_call_id",), "assistant": ("reasoning_content", "reasoning")}
 
 
 def _extra_fields(path: str, role: str, fields: dict[str, object]) -> dict[str, Any]:
-    """Take what only assistants and tools have out of a message's fields."""
+    """Take a message's name, and what only assistants and tools have, out of its fields."""
     extra: dict[str, Any] = {}
-    for name in _EXTRA_TEXTS.get(role, ()):
+    for name in ("name", *_EXTRA_TEXTS.get(role, ())):
         if (value := fields.pop(name, None)) is not None:
             text(f"{path}.{name}", value)
             extra[name] = value

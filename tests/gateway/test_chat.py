@@ -25,6 +25,16 @@ def undisturbed(server: RunningServer, **keywords: Any) -> Explanation:
         return client.explain(messages=MESSAGES, **keywords)
 
 
+def test_names_of_speakers_reach_the_chat_template(
+    url: str, server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = "{% for m in messages %}{{ m.name }}: {{ m.content }}{% endfor %}"
+    monkeypatch.setattr(server.engine.model.tokenizer, "chat_template", template)
+    body = {"messages": [{"role": "user", "content": "a fox", "name": "bob"}], "max_tokens": 1, "gradellm": {}}
+    answer = json.loads(post(f"{url}/v1/chat/completions", body)[2])
+    assert "bob: a fox" in answer["gradellm"]["started"]["prompt_text"]
+
+
 def test_a_chat_is_streamed_a_token_a_chunk_with_its_attribution(client: openai.OpenAI, server: RunningServer) -> None:
     expected = undisturbed(server, max_new_tokens=12, sources="prefix")
     stream = client.chat.completions.create(

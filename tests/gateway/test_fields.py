@@ -187,7 +187,7 @@ def test_invalid_field_values_are_refused(field: str, value: Any, param: str) ->
         ({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]}, "content[1]"),
         ({"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]}, "content[0]"),
         ({"role": "user", "content": [{"type": "text", "text": "a", "detail": "x"}]}, "content[0].detail"),
-        ({"role": "user", "content": "a", "name": "bob"}, "name"),
+        ({"role": "user", "content": "a", "name": 1}, "name"),
         ({"role": "assistant", "content": "a", "function_call": {"name": "f"}}, "function_call"),
         ({"role": "assistant", "content": "a", "tool_calls": 1}, "tool_calls"),
         ({"role": "assistant", "content": "a", "tool_calls": [{}]}, "tool_calls[0].function"),
@@ -220,6 +220,11 @@ def test_an_assistant_message_may_be_sent_back_unchanged() -> None:
         {"role": "assistant", "content": "a"},
         {"role": "system", "content": "b"},
     ]
+
+
+def test_speakers_of_every_role_may_have_a_name() -> None:
+    turns = [{"role": role, "content": "a", "name": "bob"} for role in ("system", "user", "assistant")]
+    assert ChatRequest.from_json({"messages": turns}).keywords["messages"] == turns
 
 
 def test_calls_and_answers_of_tools() -> None:

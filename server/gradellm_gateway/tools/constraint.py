@@ -11,6 +11,8 @@ __all__ = ["call_grammar"]
 # The white space of Python's json.dumps, which models know.
 _FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _ANY = {"type": "object"}
+# Keywords that say what other properties an object may have.
+_OPEN = {"additionalProperties", "unevaluatedProperties", "patternProperties", "$ref", "allOf", "anyOf", "oneOf"}
 
 
 def call_grammar(
@@ -102,7 +104,16 @@ def _json_calls(tools: Sequence[Mapping[str, Any]], member: str) -> list[str]:
 
 
 def _arguments(index: int, tool: Mapping[str, Any]) -> str:
-    return f"arguments_{index}: {_json(tool['function'].get('parameters') or _ANY)}"
+    return f"arguments_{index}: {_json(_closed(tool['function'].get('parameters') or _ANY))}"
+
+
+def _closed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a tool's parameters without others than its properties, unless it speaks of others.
+
+    Small models else go on with words of the schema, such as a "type". vLLM's grammars are as narrow.
+    """
+    is_closed = "properties" in schema and schema.keys().isdisjoint(_OPEN)
+    return {**schema, "additionalProperties": False} if is_closed else schema
 
 
 def _value(schema: object, parameters: Mapping[str, Any]) -> str:

@@ -25,15 +25,19 @@ CACHE = Path(__file__).parents[3] / ".cache"
 SECONDS = 1500  # of one program
 
 
-@contextmanager
-def gateway_of(model: str, *, dtype: str = "float32") -> Iterator[str]:
-    """The API's base of a gateway in front of a real model. Skips where GRADELLM_REAL_MODELS does not have it."""
-    folder = Path(os.environ.get("GRADELLM_REAL_MODELS", "")) / model
+def real_model(name: str) -> Path:
+    """The folder of a real model; skips where GRADELLM_REAL_MODELS does not have it."""
+    folder = Path(os.environ.get("GRADELLM_REAL_MODELS", "")) / name
     if not (folder / "config.json").is_file():
-        pytest.skip(f"GRADELLM_REAL_MODELS names no folder with {model}/ in it")
-    server = RunningServer(
-        Engine.load(str(folder), dtype=dtype, kv_bytes=512 << 20), ServerSettings(listen="127.0.0.1:0")
-    )
+        pytest.skip(f"GRADELLM_REAL_MODELS names no folder with {name}/ in it")
+    return folder
+
+
+@contextmanager
+def gateway_of(model: Path) -> Iterator[str]:
+    """The API's base of a gateway in front of a model."""
+    engine = Engine.load(str(model), dtype="float32", kv_bytes=512 << 20)
+    server = RunningServer(engine, ServerSettings(listen="127.0.0.1:0"))
     try:
         with running(server.address) as url:
             yield f"{url}/v1"

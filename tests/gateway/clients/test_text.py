@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gateway.clients.conftest import gateway_of, javascript_program, python_program
+from gateway.clients.conftest import gateway_of, javascript_program, python_program, real_model
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]
 CAPITAL = {"city": "Paris", "country": "France"}
@@ -14,7 +14,7 @@ CAPITAL = {"city": "Paris", "country": "France"}
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with gateway_of("smollm2") as url:
+    with gateway_of(real_model("smollm2")) as url:
         yield url
 
 

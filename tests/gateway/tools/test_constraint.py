@@ -76,3 +76,12 @@ def test_every_parser_has_a_grammar_and_markers_may_be_tokens() -> None:
         grammar = call_grammar(parser, TOOLS, is_parallel=True, marker_ids=ids)
         assert ("<[5]>" in grammar) == (parser in ("hermes", "qwen3_coder", "qwen3_json", "qwen3_xml"))
         assert ("<[8]>" in grammar) == (parser == "mistral")
+
+
+@pytest.mark.parametrize("open_by", [{}, {"additionalProperties": True}, {"patternProperties": {"^x": {}}}])
+def test_arguments_have_no_properties_that_the_tool_does_not_name(open_by: dict[str, Any]) -> None:
+    parameters = {"type": "object", "properties": {"n": {"type": "integer"}}, **open_by}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    grammar = call_grammar("llama3_json", tools, is_parallel=False)
+    assert accepts(grammar, '{"name": "f", "parameters": {"n": 2}}')
+    assert accepts(grammar, '{"name": "f", "parameters": {"n": 2, "x": 1}}') == bool(open_by)
