@@ -16,8 +16,8 @@ HEAD = """\
 
 `make real` runs the tests that need a real model or a real peer and writes this page. Models are found by
 `GRADELLM_REAL_MODELS`, a folder with checkpoints of SmolLM2-135M-Instruct in `smollm2/` and of
-Qwen2.5-Coder-1.5B-Instruct in `qwen/`; vLLM by `GRADELLM_VLLM`, the folder of a virtual environment. Tests without
-theirs skip.
+Qwen2.5-Coder-1.5B-Instruct in `qwen/`; vLLM by `GRADELLM_VLLM` and Open WebUI by `GRADELLM_OPENWEBUI`, folders of
+virtual environments. Tests without theirs skip.
 
 | test | outcome |
 | --- | --- |

@@ -41,6 +41,7 @@ SETTINGS = {
     "ANONYMIZED_TELEMETRY": "False",
     "DO_NOT_TRACK": "true",
 }
+QUESTION = "Clara sang because she had got a card. Why did Clara sing?"
 MENU = "The soup is five coins. The bread is two coins."
 HOURS = "We open at nine and close at six."
 DOCUMENTS = [{"name": "menu", "text": MENU, "url": "https://example.org/menu"}, {"name": "hours", "text": HOURS}]
@@ -144,7 +145,7 @@ def tab(browser: Any, open_webui: str) -> Iterator[Any]:
 def ask(tab: Any, model: str, question: str) -> list[str]:
     """What the answer's text was, each time that it had changed."""
     tab.locator("#model-selector-model-button").click()
-    tab.get_by_role("option", name=model, exact=True).click()
+    tab.locator("[role=option]", has_text=model).click()
     tab.locator("#chat-input").click()
     tab.keyboard.type(question)
     tab.evaluate("""() => {
@@ -169,10 +170,10 @@ def last_chat(gateway: RecordingProxy) -> tuple[Any, str]:
 
 def test_a_chat_streams(tab: Any, gateway: RecordingProxy) -> None:
     (model,) = [each["id"] for each in call(f"{gateway.url}/models")["data"]]
-    texts = ask(tab, model, "Once upon a time, there was a little dog.")
+    texts = ask(tab, model, QUESTION)
     request, stream = last_chat(gateway)
     assert request["stream"]
-    assert request["messages"][-1]["content"] == "Once upon a time, there was a little dog."
+    assert request["messages"][-1]["content"] == QUESTION
     written = "".join(
         chunk["choices"][0]["delta"].get("content", "")
         for line in stream.splitlines()
@@ -181,8 +182,8 @@ def test_a_chat_streams(tab: Any, gateway: RecordingProxy) -> None:
         if chunk["choices"]
     )
     assert "".join(texts[-1].split()).startswith("".join(written.split()))
-    assert len(texts) > 2  # it was there in parts
-    assert tab.get_by_role("alert").count() == 0
+    assert len(texts) > 1  # it was there in parts
+    assert tab.locator("[data-sonner-toast][data-type=error]").count() == 0
 
 
 def test_cited_documents_are_sources(tab: Any, waiter: str, gateway: RecordingProxy) -> None:

@@ -30,9 +30,9 @@ def test_texts_in_the_messages_are_documents(filtered: Any) -> None:
         {"source": {"name": "hours"}, "document": ["We open at nine."]},
     ]
     content = "<source>The soup is five coins.</source><source>The bread is two.</source> We open at nine. How much?"
-    messages = [{"role": "assistant", "content": None}, {"role": "user", "content": content}]
+    messages: list[dict[str, Any]] = [{"role": "assistant", "content": None}, {"role": "user", "content": content}]
     body = filtered({"messages": messages, "gradellm": {"resolution": "word"}}, {"sources": sources})
-    own, _ = with_documents(body["gradellm"], [message["content"] or "" for message in messages])  # type: ignore[misc]
+    own, _ = with_documents(body["gradellm"], [message["content"] or "" for message in messages])
     assert list(own["segments"]) == ["1. menu.txt, part 1", "2. menu.txt, part 2", "3. hours, part 1"]
     assert own["resolution"] == "word"
     assert own["citations"] is True
