@@ -27,9 +27,8 @@ def serving(client: Any, forms: AnswerForms | None = None) -> Iterator[openai.Op
         time.sleep(0.01)
     port = process.servers[0].sockets[0].getsockname()[1]
     try:
-        yield openai.OpenAI(
-            base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0
-        )  # pragma: allowlist secret (none)
+        key = "none"  # pragma: allowlist secret (none)
+        yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=key, max_retries=0)
     finally:
         process.should_exit = True
         thread.join(10)
