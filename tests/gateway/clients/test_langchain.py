@@ -18,7 +18,5 @@ EXCUSED = ["test_json_mode", "test_agent_loop"]
 def test_standard_tests_pass(tools_url: str) -> None:
     selected = ["-k", " and ".join(f"not {name}" for name in EXCUSED), "--rootdir", str(PROGRAMS)]
     command = [str(program("clients-*/bin/python")), "-m", "pytest", *OPTIONS, *selected]
-    said = run(
-        *command, PROGRAMS / "langchain_standard.py", GRADELLM_URL=tools_url, GRADELLM_CLIENT_MODEL="gradellm"
-    )
+    said = run(*command, PROGRAMS / "langchain_standard.py", GRADELLM_URL=tools_url, GRADELLM_CLIENT_MODEL="gradellm")
     assert " passed" in said
