@@ -110,7 +110,7 @@ def _arguments(index: int, tool: Mapping[str, Any]) -> str:
 def _closed(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a tool's parameters without others than its properties, unless it speaks of others.
 
-    Small models else go on with words of the schema, such as a "type". vLLM's grammars are as narrow.
+    Small models else go on with words of the schema, such as a "type".
     """
     is_closed = "properties" in schema and schema.keys().isdisjoint(_OPEN)
     return {**schema, "additionalProperties": False} if is_closed else schema

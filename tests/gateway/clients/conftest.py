@@ -19,6 +19,7 @@ from gateway.conftest import running
 from gradellm_engine import Engine
 from gradellm_server.settings import ServerSettings
 from server.conftest import RunningServer
+from support.tools.templates import HERMES
 
 PROGRAMS = Path(__file__).with_name("programs")
 CACHE = Path(__file__).parents[3] / ".cache"
@@ -43,6 +44,18 @@ def gateway_of(model: Path) -> Iterator[str]:
             yield f"{url}/v1"
     finally:
         server.close()
+
+
+@pytest.fixture(scope="module")
+def tools_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The API's base of a gateway in front of SmolLM2 with a chat template that has tools; its own has none."""
+    folder = tmp_path_factory.mktemp("smollm2-tools")
+    for path in real_model("smollm2").iterdir():
+        if path.name != "chat_template.jinja":
+            (folder / path.name).symlink_to(path.resolve())
+    (folder / "chat_template.jinja").write_text(HERMES, encoding="utf-8")
+    with gateway_of(folder) as url:
+        yield url
 
 
 def program(name: str) -> Path:
