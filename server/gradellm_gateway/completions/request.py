@@ -38,7 +38,7 @@ _OWN_FIELDS = GRADELLM_FIELDS - DOCUMENT_FIELDS  # which are found in messages
     {
         "anyOf": [
             {"type": "string"},
-            {"type": "array", "items": {"type": "string"}, "minItems": 1},
+            {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1},
             {"type": "array", "items": {"type": "integer"}, "minItems": 1},
             {"type": "array", "items": {"type": "array", "items": {"type": "integer"}, "minItems": 1}, "minItems": 1},
         ]
@@ -51,6 +51,8 @@ def _prompt(path: str, value: object) -> None:
     if not isinstance(value, list) or not value:
         raise InvalidRequestError.of(path, f"must be a text, token ids, or a list of either, not {quoted(value)}")
     if all(isinstance(each, str) for each in value) or _are_ids(value):
+        if "" in value:  # refused before the other prompts are completed
+            raise InvalidRequestError.of(f"{path}[{value.index('')}]", "must not be empty")
         return
     for index, each in enumerate(value):
         if not (isinstance(each, list) and each and _are_ids(each)):
