@@ -121,6 +121,8 @@ def _message(path: str, fields: Mapping[str, Any]) -> dict[str, Any]:
         raise InvalidRequestError.of(
             f"{path}.tool_calls", 'is not supported here: send an item of the type "function_call" for each'
         )
+    if fields.get("name") is not None:
+        raise InvalidRequestError.of(f"{path}.name", "is not supported here: only messages of chats have one")
     made = {truncated(name): value for name, value in fields.items() if name not in {*_LEFT_OUT, "tool_calls"}}
     if isinstance(fields.get("content"), list):
         made["content"] = _content(f"{path}.content", fields["content"])
