@@ -63,7 +63,7 @@ async def choice_items(
             async for event in events:
                 yield ChoiceItem(choice.index, event)
     except InvalidRequestError as error:
-        raise choice.error(error) from error
+        raise choice.names.error(error) from error
 
 
 async def _echo(client: AsyncClient, request: CompletionRequest, choice: ChoiceRequest) -> Echo:

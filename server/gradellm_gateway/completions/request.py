@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gradellm import InvalidRequestError, Violation
+from gradellm import InvalidRequestError
 from gradellm_gateway.chat import GRADELLM_FIELDS, attribution_keywords
 from gradellm_gateway.documents import DOCUMENT_FIELDS
 from gradellm_gateway.event_objects import Extras
@@ -104,27 +104,37 @@ class ChoiceRequest:
         prompt: the SDK's keyword of its prompt, `prompt` or `prompt_ids`.
         keywords: for the SDK's `generate`, the prompt included.
         names: maps these keywords to the request's field names.
-        prompt_path: of its prompt in the request, such as prompt[2].
     """
 
     index: int
     prompt: dict[str, Any]
     keywords: dict[str, Any]
     names: FieldNames
-    prompt_path: str
 
-    def error(self, error: InvalidRequestError) -> InvalidRequestError:
-        """Return the error with the caller's field names."""
-        named = self.names.error(error)
-        violations = [Violation(self._path(each.field), each.description) for each in named.violations]
-        if not violations:
-            return named
-        placed = InvalidRequestError("; ".join(f"{v.field}: {v.description}" for v in violations), violations)
-        placed.reason = named.reason
-        return placed
 
-    def _path(self, field: str) -> str:
-        return self.prompt_path + field.removeprefix("prompt") if field.startswith("prompt") else field
+class PromptFieldNames(FieldNames):
+    """Maps field names of the SDK and the server to the caller's, whose prompt may be one of several.
+
+    Args:
+        body: the request with this prompt alone.
+        prompt_path: of the prompt in the caller's request, such as prompt[2].
+        constraint: path of what constrains the completion; empty where nothing does.
+    """
+
+    def __init__(self, body: Mapping[str, Any], prompt_path: str, constraint: str) -> None:
+        super().__init__(
+            body,
+            {**SAMPLING_NAMES, "max_new_tokens": "max_tokens", "num_alternatives": "logprobs", "prompt_ids": "prompt"},
+            attribution="gradellm.{}",
+            gradellm_fields=_OWN_FIELDS - sampling_keywords(body).keys(),
+            constraint=constraint,
+        )
+        self._prompt_path = prompt_path
+
+    def path(self, field: str) -> str:
+        """See `FieldNames`."""
+        path = super().path(field)
+        return self._prompt_path + path.removeprefix("prompt") if path.startswith("prompt") else path
 
 
 @dataclass(frozen=True)
@@ -203,15 +213,9 @@ def _choices(body: Mapping[str, Any], keywords: Mapping[str, Any], constraint_pa
     for index, prompt in enumerate(prompts):
         name = "prompt" if isinstance(prompt, str) else "prompt_ids"
         given = {name: prompt}
-        names = FieldNames(
-            {**body, **given},
-            {**SAMPLING_NAMES, "max_new_tokens": "max_tokens", "num_alternatives": "logprobs", "prompt_ids": "prompt"},
-            attribution="gradellm.{}",
-            gradellm_fields=_OWN_FIELDS - sampling_keywords(body).keys(),
-            constraint=constraint_path,
-        )
         path = f"prompt[{index}]" if is_several else "prompt"
+        names = PromptFieldNames({**body, **given}, path, constraint_path)
         for number in range(count):
             own = {**keywords, **given, **seed_of_choice(keywords, number)}
-            choices.append(ChoiceRequest(index * count + number, given, own, names, path))
+            choices.append(ChoiceRequest(index * count + number, given, own, names))
     return tuple(choices)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gradellm import InvalidRequestError, Violation
+from gradellm import InvalidRequestError
 from gradellm_gateway.chat import GRADELLM_FIELDS, attribution_keywords
 from gradellm_gateway.documents import DOCUMENT_FIELDS
 from gradellm_gateway.event_objects import Extras
@@ -200,16 +200,6 @@ class ResponseFieldNames(FieldNames):
         )
         self._conversation = conversation
 
-    def error(self, error: InvalidRequestError) -> InvalidRequestError:
-        """See `FieldNames`."""
-        named = super().error(error)
-        violations = [Violation(self._flat_path(each.field), each.description) for each in named.violations]
-        if not violations:
-            return named
-        placed = InvalidRequestError("; ".join(f"{v.field}: {v.description}" for v in violations), violations)
-        placed.reason = named.reason
-        return placed
-
-    def _flat_path(self, field: str) -> str:
-        """Return a path of a chat in the caller's request, where fields of functions stand beside their type."""
-        return self._conversation.path(re.sub(r"^(tools\[\d+\])\.function\b", r"\1", field))
+    def path(self, field: str) -> str:
+        """See `FieldNames`; fields of functions stand beside their type."""
+        return self._conversation.path(re.sub(r"^(tools\[\d+\])\.function\b", r"\1", super().path(field)))
