@@ -21,28 +21,18 @@ from pathlib import Path
 
 from gradellm_bench.capacity.document import put
 from gradellm_bench.capacity.report import markdown
-from gradellm_bench.following.generators import follow_rates, generators_table
+from gradellm_bench.following.generators import FOLLOW, explained, follow_rates, generators_table
 from gradellm_engine import (
     Attribution,
-    AttributionSettings,
     Engine,
     FollowedRequest,
-    FollowSettings,
-    GradEllm,
-    NumberFormat,
     Request,
     Sampling,
     Step,
 )
 
 PROMPT = "Once upon a time there was a little girl who "
-FOLLOW = FollowSettings(upstream_dtype=NumberFormat.FLOAT32)
 PLAIN = "plain decode"
-
-
-def explained(engine: Engine, chunk_size: int | None = None) -> AttributionSettings:
-    """The default preset, in chunks of this size."""
-    return AttributionSettings(GradEllm.preset(engine.concrete_preset("recommended")), chunk_size=chunk_size)
 
 
 def run(engine: Engine, request: Request) -> float:

@@ -24,6 +24,8 @@ from gradellm_engine import (
     Sampling,
 )
 
+FOLLOW = FollowSettings(upstream_dtype=NumberFormat.FLOAT32)
+
 
 @dataclass(frozen=True)
 class Rate:
@@ -63,6 +65,11 @@ def follow_rates(
     return found
 
 
+def explained(engine: Engine, chunk_size: int | None = None) -> AttributionSettings:
+    """The default preset, in chunks of this size."""
+    return AttributionSettings(GradEllm.preset(engine.concrete_preset("recommended")), chunk_size=chunk_size)
+
+
 def decoded_rate(engine: Engine, prompt: str, streams: int, num_tokens: int) -> float:
     """Tokens a second of `streams` plain completions in one batch, once their prompts are read."""
     sampling = Sampling(max_new_tokens=num_tokens)
@@ -76,11 +83,9 @@ def decoded_rate(engine: Engine, prompt: str, streams: int, num_tokens: int) -> 
 
 def followed_rate(engine: Engine, prompt: str, streams: int, ids: Sequence[int], chunk_size: int) -> float:
     """Tokens a second of `streams` followed completions, a chunk of each at a time, once their prompts are read."""
-    method = GradEllm.preset(engine.concrete_preset("recommended"))
-    attribution = AttributionSettings(method, chunk_size=chunk_size)
-    follow = FollowSettings(upstream_dtype=NumberFormat.FLOAT32)
+    attribution = explained(engine, chunk_size)
     requests: list[FollowedRequest] = [
-        engine.follow_request(f"{number} {prompt}", attribution, follow) for number in range(streams)
+        engine.follow_request(f"{number} {prompt}", attribution, FOLLOW) for number in range(streams)
     ]
     _read_prompts(engine, requests)
     began = time.perf_counter()
