@@ -6,14 +6,16 @@ import random
 import statistics
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 
-from gradellm_bench.network.servers import StreamFn, StreamRefusedError
+from gradellm_bench.network.servers import StreamRefusedError
+
+PromptT = TypeVar("PromptT")
 
 WORDS = (
     "a red fox", "the old king", "two ships", "some bread", "a tall tower", "many birds", "a lazy cat", "the queen",
@@ -153,13 +155,16 @@ class LoadSummary:
 
 
 def run_streams(
-    stream: StreamFn, prompts: Sequence[Sequence[int]], new_tokens: int, arrivals: Sequence[float] | None = None
+    stream: Callable[[PromptT, int], Iterator[int]],
+    prompts: Sequence[PromptT],
+    new_tokens: int,
+    arrivals: Sequence[float] | None = None,
 ) -> list[StreamRecord]:
     """Send a request for each prompt and read all streams to their end.
 
     Args:
-        stream: requests a completion.
-        prompts: token ids.
+        stream: requests a completion, as `StreamFn`.
+        prompts: what it takes.
         new_tokens: maximum length of a completion.
         arrivals: seconds from the start at which requests are sent; all at once by default.
     """
@@ -167,7 +172,7 @@ def run_streams(
     start = threading.Barrier(len(prompts) + 1)
     began = 0.0
 
-    def read(record: StreamRecord, prompt: Sequence[int]) -> None:
+    def read(record: StreamRecord, prompt: PromptT) -> None:
         start.wait()
         time.sleep(max(0.0, began + record.sent - time.perf_counter()))
         record.sent = time.perf_counter() - began

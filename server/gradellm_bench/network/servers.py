@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Self
 
@@ -42,13 +42,18 @@ class ServerProcess:
         port: where it listens.
     """
 
-    def __init__(self, command: Sequence[str], port: int, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, command: Sequence[str], port: int, environment: Mapping[str, str], cores: Collection[int] | None = None
+    ) -> None:
+        """Start it, on these cores where they are given."""
         self.port = port
         self._command = command
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
         self._process = subprocess.Popen(  # noqa: S603
             command, env={**os.environ, **environment}, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log
         )
+        if cores is not None:
+            os.sched_setaffinity(self._process.pid, cores)  # while it has one thread, whose cores others inherit
 
     def wait_until(self, is_ready: Callable[[], bool]) -> None:
         """Wait until `is_ready()` is true; the process is ended if that fails.
@@ -88,12 +93,12 @@ class ServerProcess:
 class GradellmServer(ServerProcess):
     """The server of gradellm, of the current interpreter."""
 
-    def __init__(self, model: Path, arguments: Sequence[str] = ()) -> None:
+    def __init__(self, model: Path, arguments: Sequence[str] = (), cores: Collection[int] | None = None) -> None:
         """Start it and wait until it serves; `arguments` are further flags of `gradellm serve`."""
         port = free_port()
         self.target = f"127.0.0.1:{port}"
         command = [sys.executable, "-m", "gradellm_server", "--model", str(model), "--listen", self.target]
-        super().__init__([*command, "--metrics-listen", "none", *arguments], port, {})
+        super().__init__([*command, "--metrics-listen", "none", *arguments], port, {}, cores)
         self.wait_until(self._is_ready)
         self._client = Client(self.target, retry=None)  # a refused request is a result
 
@@ -141,21 +146,23 @@ class GradellmServer(ServerProcess):
 class VLLMServer(ServerProcess):
     """vLLM's OpenAI server, of a virtual environment of its own."""
 
-    def __init__(self, environment: Path, model: Path, arguments: Sequence[str] = ()) -> None:
+    def __init__(
+        self, environment: Path, model: Path, arguments: Sequence[str] = (), cores: Collection[int] | None = None
+    ) -> None:
         """Start it and wait until it serves; `environment` is the folder with bin/vllm."""
-        port, cores = free_port(), sorted(os.sched_getaffinity(0))
+        port, computing = free_port(), sorted(cores or os.sched_getaffinity(0))
         self._model = str(model)
         command = [str(environment / "bin" / "vllm"), "serve", self._model, "--host", "127.0.0.1", "--port", str(port)]
         command += ["--no-enable-prefix-caching", *arguments]
         settings = {
-            "OMP_NUM_THREADS": str(len(cores)),
-            "VLLM_CPU_OMP_THREADS_BIND": f"{cores[0]}-{cores[-1]}",
+            "OMP_NUM_THREADS": str(len(computing)),
+            "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, computing)),
             "VLLM_CPU_KVCACHE_SPACE": "2",
             "VLLM_HOST_IP": "127.0.0.1",
             "HF_HUB_OFFLINE": "1",
             "DO_NOT_TRACK": "1",
         }
-        super().__init__(command, port, settings)
+        super().__init__(command, port, settings, cores)
         self.wait_until(self._is_ready)
 
     def stream(self, prompt_ids: Sequence[int], new_tokens: int) -> Iterator[int]:
@@ -180,14 +187,34 @@ class VLLMServer(ServerProcess):
             connection.close()
 
     def _is_ready(self) -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PROBE_SECONDS)
-        try:
-            connection.request("GET", "/health")
-            return connection.getresponse().status == http.HTTPStatus.OK
-        except OSError:
-            return False
-        finally:
-            connection.close()
+        return _get(self.port, "/health") is not None
+
+
+class GatewayServer(ServerProcess):
+    """The gateway in front of another engine, of the current interpreter."""
+
+    def __init__(self, upstream: str, target: str, dtype: str, cores: Collection[int] | None = None) -> None:
+        """Start it and wait until it explains what the engine at this URL writes, by the server at `target`."""
+        port = free_port()
+        command = [sys.executable, "-m", "gradellm", "gateway", "--listen", f"127.0.0.1:{port}", "--target", target]
+        super().__init__([*command, "--upstream", upstream, "--upstream-dtype", dtype], port, {}, cores)
+        self.wait_until(self._is_ready)
+
+    def _is_ready(self) -> bool:
+        return bool(json.loads(_get(self.port, "/healthz") or b"{}").get("explains"))
+
+
+def _get(port: int, path: str) -> bytes | None:
+    """What a server says of a path with status 200; None otherwise."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PROBE_SECONDS)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.read() if response.status == http.HTTPStatus.OK else None
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
 
 
 def free_port() -> int:
