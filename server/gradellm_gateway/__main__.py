@@ -16,7 +16,11 @@ from gradellm.parsers.registry import CALL_PARSERS, REASONING_PARSERS
 from gradellm.transport.credentials import is_local
 
 if TYPE_CHECKING:
+    import uvicorn
+    from starlette.applications import Starlette
+
     from gradellm import AsyncClient
+    from gradellm.transport.spans import Spans
     from gradellm_gateway.upstream.routes import UpstreamRoutes
 
 EXIT_USAGE, EXIT_FAILED = 2, 3  # the latter is uvicorn's, which has logged the reason
@@ -41,11 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import uvicorn
 
     from gradellm import GradellmError
+    from gradellm.transport.spans import TracingError
     from gradellm_gateway.app import gateway
-    from gradellm_gateway.connections import Limits, uvicorn_config
     from gradellm_gateway.tools.forms import AnswerForms
 
-    hosts = ["*"] if not is_local(host) else ["localhost", host, *(options.allow_host or ())]
     refusals: list[str] = []
 
     def refuse(message: str) -> None:
@@ -56,19 +59,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
         api_keys = _api_keys(options)
         client = _client(options)
         upstream = _upstream_routes(options, client, refuse) if options.upstream else None
-    except GradellmError as error:
+        spans = _spans(options.otlp_endpoint) if options.otlp_endpoint else None
+    except (GradellmError, TracingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
-    config = uvicorn_config(
-        gateway(
-            client,
-            upstream=upstream,
-            served_names=[name for names in options.served_model_name or () for name in names],
-            api_keys=api_keys,
-            forms=AnswerForms(options.tool_call_parser, options.reasoning_parser),
-            allow_origins=options.allow_origin or (),
-            allow_hosts=hosts,
-        ),
+    app = gateway(
+        client,
+        upstream=upstream,
+        served_names=[name for names in options.served_model_name or () for name in names],
+        api_keys=api_keys,
+        forms=AnswerForms(options.tool_call_parser, options.reasoning_parser),
+        spans=spans,
+        allow_origins=options.allow_origin or (),
+        allow_hosts=["*"] if not is_local(host) else ["localhost", host, *(options.allow_host or ())],
+    )
+    config = _server_config(options, app, host, port)
+    try:
+        config.load()
+    except OSError as error:  # also OpenSSL's errors
+        parser.error(f"--tls-cert {options.tls_cert} and --tls-key {options.tls_key} cannot be used: {error}")
+    server = uvicorn.Server(config)
+    _log_requests(options.log_level)
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after a graceful shutdown
+        server.run()
+    if spans is not None:
+        spans.close()
+    for message in refusals:
+        print(f"error: {message}", file=sys.stderr)
+    return EXIT_USAGE if refusals else 0 if server.started else EXIT_FAILED
+
+
+def _server_config(options: argparse.Namespace, app: Starlette, host: str, port: int) -> uvicorn.Config:
+    from gradellm_gateway.connections import Limits, uvicorn_config
+
+    return uvicorn_config(
+        app,
         limits=Limits(connections=options.max_connections),
         host=host,
         port=port,
@@ -78,17 +103,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         access_log=False,  # the gateway's own lines have requests' ids
         timeout_graceful_shutdown=10,
     )
-    try:
-        config.load()
-    except OSError as error:  # also OpenSSL's errors
-        parser.error(f"--tls-cert {options.tls_cert} and --tls-key {options.tls_key} cannot be used: {error}")
-    server = uvicorn.Server(config)
-    _log_requests(options.log_level)
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after a graceful shutdown
-        server.run()
-    for message in refusals:
-        print(f"error: {message}", file=sys.stderr)
-    return EXIT_USAGE if refusals else 0 if server.started else EXIT_FAILED
 
 
 def _check_installed(parser: argparse.ArgumentParser) -> None:
@@ -140,6 +154,14 @@ def _client(options: argparse.Namespace) -> AsyncClient:
     # Few retries: callers have timeouts and get Retry-After. A broken stream is resumed here.
     retry = Retry(attempts=2, longest_wait_seconds=2)
     return AsyncClient(options.target, tls=tls, token=_token("--target-token-file", options), retry=retry)
+
+
+def _spans(endpoint: str) -> Spans:
+    """Return what makes the gateway's spans. Raises TracingError for an endpoint that is none, or without the extra."""
+    from gradellm._version import __version__
+    from gradellm.transport.spans import otlp_spans
+
+    return otlp_spans(endpoint, service="gradellm-gateway", scope="gradellm_gateway", version=__version__)
 
 
 def _upstream_routes(
@@ -237,6 +259,11 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--target-tls-ca", metavar="FILE", help="CA of its certificate (PEM); implies --target-tls")
     _add_parser_flags(parser)
     _add_upstream_flags(parser)
+    parser.add_argument(
+        "--otlp-endpoint",
+        metavar="URL",
+        help="export a span for each request to this OpenTelemetry collector (OTLP/gRPC)",
+    )
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     return parser
 

@@ -11,11 +11,13 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Mount, Route
 
 from gradellm import AsyncClient
+from gradellm.transport.spans import Spans
 from gradellm_gateway.middleware.api_keys import ApiKeys
 from gradellm_gateway.middleware.error_handlers import EXCEPTION_HANDLERS
 from gradellm_gateway.middleware.request_ids import RequestIds
 from gradellm_gateway.middleware.trusted_hosts import TrustedHosts
 from gradellm_gateway.observability.metrics import HttpMetrics
+from gradellm_gateway.observability.tracing import HttpTracing
 from gradellm_gateway.routes.backend import Backend
 from gradellm_gateway.routes.chat import ChatRoutes
 from gradellm_gateway.routes.completions import CompletionRoutes
@@ -40,6 +42,7 @@ def gateway(
     served_names: Sequence[str] = (),
     api_keys: Sequence[str] = (),
     forms: AnswerForms | None = None,
+    spans: Spans | None = None,
     allow_origins: Sequence[str] = (),
     allow_hosts: Sequence[str] = ("*",),
 ) -> Starlette:
@@ -51,6 +54,7 @@ def gateway(
         served_names: names of the model in requests and answers; by default its own, without a path.
         api_keys: keys of callers below /v1; without any, callers' keys are the explanation server's access tokens.
         forms: how answers are read; by default by the look of the model's chat template.
+        spans: makes a span for each request; by default there are none.
         allow_origins: origins whose pages may call, besides the gateway's own (CORS).
         allow_hosts: Host headers that are answered; "*" for all. Any other host may be DNS rebinding by a foreign page.
     """
@@ -75,6 +79,8 @@ def gateway(
         Middleware(RequestIds, is_returned=upstream is None),  # an upstream returns its own
         Middleware(TrustedHosts, names=tuple(allow_hosts)),
     ]
+    if spans is not None:
+        middleware.insert(0, Middleware(HttpTracing, spans=spans, paths=paths))
     if allow_origins:
         middleware.append(
             Middleware(CORSMiddleware, allow_origins=list(allow_origins), allow_methods=["*"], allow_headers=["*"])

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from gradellm._version import __version__
+from gradellm.transport.spans import TracingError
 from gradellm_engine import ModelLoadError
 from gradellm_server import fault_injection, native_stderr, preflight
 from gradellm_server.auth.file_watcher import SecurityFileError
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         preflight.check(settings, _model_options(options))
         spans = tracing.otlp_tracing(options.otlp_endpoint, __version__) if options.otlp_endpoint else None
         return asyncio.run(_serve(options, settings, spans))
-    except (ListenError, SecurityFileError, ModelLoadError, tracing.TracingError, fault_injection.FaultError) as error:
+    except (ListenError, SecurityFileError, ModelLoadError, TracingError, fault_injection.FaultError) as error:
         return _usage_error(str(error))
 
 

@@ -19,7 +19,7 @@ from gradellm_gateway.__main__ import _parser as gateway_parser
 from gradellm_server.health import READY
 from gradellm_server.settings import split_address
 from server.conftest import Serving
-from support.http_proxy import FakeProxy, proxy
+from support.http.proxy import FakeProxy, proxy
 
 __all__ = ["proxy"]
 

@@ -14,7 +14,7 @@ from gradellm import Client
 from gradellm_server.auth.tokens import entry, make_token
 from server.conftest import RunningServer, Serving
 from support.http.calls import MESSAGES, post, send
-from support.http_proxy import FakeProxy, proxy
+from support.http.proxy import FakeProxy, proxy
 
 __all__ = ["proxy"]
 

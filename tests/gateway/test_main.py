@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from gradellm_bench.network.servers import free_port
 from gradellm_gateway.__main__ import main
 from server.conftest import RunningServer
+from support.http.calls import send
 from support.upstream.fake_vllm import KEY, MODEL, FakeVllm
 
 
@@ -55,6 +58,7 @@ UPSTREAM = ["--upstream", "http://localhost:8000/v1"]
         (["--api-key-file", "absent"], "--api-key-file absent cannot be read"),
         (["--api-key-file", "EMPTY"], "has no key"),
         (["--api-key", "a b"], "must be printable ASCII"),
+        (["--otlp-endpoint", "localhost:4317"], "--otlp-endpoint: localhost:4317 is not http://HOST:PORT"),
     ],
 )
 def test_settings_of_an_upstream_that_cannot_be_are_refused(
@@ -83,3 +87,28 @@ def test_an_upstream_with_another_model_ends_the_gateway(server: RunningServer, 
     assert ended.returncode == 2
     assert ended.stderr.splitlines()[-1].startswith(f"error: the upstream's model {MODEL} is not the explainer's")
     assert KEY not in ended.stderr
+
+
+def test_spans_are_sent_before_the_gateway_ends() -> None:
+    from support.otlp_collector import collecting
+
+    address = f"127.0.0.1:{free_port()}"
+    with collecting() as collector:
+        command = [sys.executable, "-m", "gradellm_gateway", "--listen", address, "--target", "127.0.0.1:1"]
+        process = subprocess.Popen([*command, "--otlp-endpoint", collector.endpoint])
+        try:
+            until = time.monotonic() + 30
+            while not is_answered(f"http://{address}"):
+                assert time.monotonic() < until
+                time.sleep(0.05)
+        finally:
+            process.terminate()
+            assert process.wait(20) == 0
+    assert [span.name for span in collector.spans] == ["GET /v1/models"]
+
+
+def is_answered(url: str) -> bool:
+    try:
+        return send(url, "GET", "/v1/models")[0] == 503  # of a server that is not there
+    except OSError:
+        return False

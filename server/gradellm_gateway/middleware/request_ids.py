@@ -18,11 +18,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gradellm_gateway.upstream.headers import call_metadata
 
-__all__ = ["RequestIds", "metadata_of", "request_id_of"]
+__all__ = ["PROBES", "RequestIds", "metadata_of", "request_id_of"]
 
 logger = logging.getLogger("gradellm_gateway.requests")
 _ID = re.compile(r"[\w.:+/=-]{1,128}", re.ASCII)  # as the server's: no characters that could break a line of a log
-_UNLOGGED = ("/health", "/healthz", "/metrics")  # which probes ask for every few seconds
+PROBES = ("/health", "/healthz", "/metrics")  # asked for every few seconds; neither logged nor traced
 
 
 class RequestIds:
@@ -62,7 +62,7 @@ class RequestIds:
             status = status or 500  # which Starlette answers with, after it has logged the exception
             raise
         finally:
-            if scope["path"] not in _UNLOGGED:
+            if scope["path"] not in PROBES:
                 _log(scope, status, passed, time.monotonic() - started_at)
 
 

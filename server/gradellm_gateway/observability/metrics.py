@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gradellm import Event
 from gradellm.models import Finished
 
-__all__ = ["GatewayMetrics", "HttpMetrics"]
+__all__ = ["METHODS", "GatewayMetrics", "HttpMetrics"]
 
 # Buckets in seconds, as in vLLM.
 _FIRST_TOKEN_BUCKETS = (
@@ -36,7 +36,7 @@ _REQUEST_BUCKETS = (
 )
 _COUNT_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
 _LABELS = ("model_name", "engine")
-_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _REASONS = {"max_new_tokens": "length"}  # vLLM's names; every other reason is "stop"
 _HISTOGRAMS: dict[str, tuple[str, tuple[float, ...]]] = {
     "time_to_first_token_seconds": ("Time from a request to its first token.", _FIRST_TOKEN_BUCKETS),
@@ -162,6 +162,6 @@ class HttpMetrics:
             raise
         finally:
             path = scope["path"] if scope["path"] in self._paths else "other"
-            method = scope["method"] if scope["method"] in _METHODS else "other"
+            method = scope["method"] if scope["method"] in METHODS else "other"
             self._metrics.http_requests.labels(path, method, str(status)).inc()
             self._metrics.http_seconds.labels(path).observe(time.monotonic() - started_at)

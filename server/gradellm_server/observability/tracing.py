@@ -11,20 +11,15 @@ Attributes follow OpenTelemetry's semantic conventions for generative AI and RPC
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
+from gradellm.transport.spans import Spans, otlp_spans
 from gradellm_server.observability.call import Call, CallObserver
-from gradellm_server.settings import is_local
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
-    from opentelemetry.sdk.trace import SpanProcessor
 
-EXTRA = "spans need the extra: pip install 'gradellm[server,otel]'"
-CLOSE_SECONDS = 3.0
 SERVICE = "gradellm.v1.ExplainerService"
 SAMPLING_ATTRIBUTES = {  # field on the wire: attribute
     "max_new_tokens": "gen_ai.request.max_tokens",
@@ -38,44 +33,22 @@ FINISH_REASONS = {"max_new_tokens": "length"}  # the conventions' names; every o
 ERROR_CODES = ("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS")
 
 
-class TracingError(Exception):
-    """Spans cannot be exported: the extra is missing, or the endpoint is malformed."""
-
-
 class Tracing(CallObserver):
     """Makes a span for each call. It must come before the access log, since it may set the call's trace id."""
 
-    def __init__(self, processor: SpanProcessor, version: str) -> None:
-        """Send spans to `processor`.
+    def __init__(self, spans: Spans) -> None:
+        from opentelemetry import trace
 
-        Raises:
-            TracingError: if the extra is not installed.
-        """
-        try:
-            from opentelemetry import trace
-            from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, OTELResourceDetector, Resource
-            from opentelemetry.sdk.trace import TracerProvider
-            from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-        except ImportError as error:
-            raise TracingError(EXTRA) from error
-        self._trace = trace
-        own = Resource.create({SERVICE_NAME: "gradellm", SERVICE_VERSION: version})
-        resource = own.merge(OTELResourceDetector().detect())  # the environment takes precedence
-        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)  # see `close`
-        self._provider.add_span_processor(processor)
-        self._tracer = self._provider.get_tracer("gradellm_server", version)
-        self._propagator = TraceContextTextMapPropagator()
+        self._trace, self._spans, self._tracer = trace, spans, spans.tracer
         self._model = ""
 
     def set_model(self, model: str) -> None:
         """Set the name of the model that is served."""
         self._model = model
 
-    def close(self, timeout_seconds: float = CLOSE_SECONDS) -> None:
-        """Send the remaining spans, within the timeout: an unreachable collector must not hold up the server's exit."""
-        closing = threading.Thread(target=self._provider.shutdown, name="spans-close", daemon=True)
-        closing.start()
-        closing.join(timeout_seconds)
+    def close(self) -> None:
+        """Send the remaining spans, within seconds."""
+        self._spans.close()
 
     def on_end(self, call: Call) -> None:
         """See `CallObserver`. All spans of the call are made now, with their times in the past."""
@@ -123,10 +96,7 @@ class Tracing(CallObserver):
 
     def _caller(self, call: Call) -> Context:
         """The caller's span, from the metadata."""
-        from opentelemetry.context import Context
-
-        carrier = {key: value for key, value in call.metadata if isinstance(value, str)}
-        return self._propagator.extract(carrier, Context())
+        return self._spans.caller_of({key: value for key, value in call.metadata if isinstance(value, str)})
 
     def _attributes(self, call: Call, operation: str) -> dict[str, Any]:
         stats = call.stats
@@ -175,25 +145,12 @@ def _rpc_attributes(call: Call) -> dict[str, Any]:
 
 
 def otlp_tracing(endpoint: str, version: str) -> Tracing:
-    """Tracing that exports to a collector by OTLP over gRPC, in batches, on a thread of its own.
+    """Tracing that exports to a collector by OTLP over gRPC.
 
     Raises:
         TracingError: if the extra is not installed, or the endpoint is not http(s)://HOST:PORT.
     """
-    if not endpoint.startswith(("http://", "https://")):
-        raise TracingError(f"{endpoint} is not http://HOST:PORT or https://HOST:PORT")
-    try:
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    except ImportError as error:
-        raise TracingError(EXTRA) from error
-    exporter = OTLPSpanExporter(endpoint, channel_options=_channel_options(endpoint))
-    return Tracing(BatchSpanProcessor(exporter), version)
-
-
-def _channel_options(endpoint: str) -> Any:  # noqa: ANN401 (the exporter's annotation is wrong: values may be numbers)
-    """Reach a collector on this machine directly: gRPC would use the environment's proxy."""
-    return (("grpc.enable_http_proxy", 0),) if is_local(f"{urlsplit(endpoint).hostname}:0") else ()
+    return Tracing(otlp_spans(endpoint, service="gradellm", scope="gradellm_server", version=version))
 
 
 def _nanoseconds(seconds: float) -> int:

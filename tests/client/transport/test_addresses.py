@@ -14,7 +14,7 @@ from gradellm import AsyncClient, Client, DeadlineExceededError, UnavailableErro
 from gradellm.cli import main
 from gradellm.transport.addresses import is_on_this_machine, proxy_of
 from gradellm.v1 import explainer_pb2_grpc
-from support.http_proxy import USERS_WORD, FakeProxy, proxy
+from support.http.proxy import USERS_WORD, FakeProxy, proxy
 
 __all__ = ["proxy"]
 

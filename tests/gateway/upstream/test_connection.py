@@ -9,8 +9,8 @@ import pytest
 
 from gradellm import InvalidRequestError
 from gradellm_gateway.upstream.connection import Timeouts, Upstream, UpstreamError
+from support.http.proxy import FakeProxy, proxy
 from support.http.server import HttpServer, Received, Reply
-from support.http_proxy import FakeProxy, proxy
 
 __all__ = ["proxy"]
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -12,21 +11,19 @@ import pytest
 
 pytest.importorskip("opentelemetry.sdk", reason="the extra [otel] is not installed")
 
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
+from gradellm.transport.spans import Spans
 from gradellm.v1 import explainer_pb2 as pb
 from gradellm_engine import Engine
 from gradellm_server.observability.call import Call
-from gradellm_server.observability.tracing import Tracing, TracingError, otlp_tracing
+from gradellm_server.observability.tracing import Tracing, otlp_tracing
 from gradellm_server.settings import ServerSettings
 from server.conftest import RunningServer
-from support.http_proxy import FakeProxy, proxy
-
-__all__ = ["proxy"]
+from support.otlp_collector import collecting
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PARENT = ("traceparent", f"00-{TRACE}-{SPAN}-01")
@@ -40,7 +37,9 @@ def exporter() -> InMemorySpanExporter:
 
 @pytest.fixture(scope="module")
 def tracing(exporter: InMemorySpanExporter) -> Tracing:
-    exported = Tracing(SimpleSpanProcessor(exporter), "1.2.3")
+    exported = Tracing(
+        Spans(SimpleSpanProcessor(exporter), service="gradellm", scope="gradellm_server", version="1.2.3")
+    )
     exported.set_model("a-model")
     return exported
 
@@ -153,64 +152,15 @@ def test_messages_are_a_chat(tracing: Tracing) -> None:
     assert tracing._operation(Call("Evaluate")) == "evaluate"
 
 
-@pytest.mark.parametrize("wrong", ["localhost:4317", "ftp://x"])
-def test_an_endpoint_that_is_none_is_refused(wrong: str) -> None:
-    with pytest.raises(TracingError, match="http"):
-        otlp_tracing(wrong, "1")
-
-
-def test_an_unreachable_collector_does_not_delay_close() -> None:
-    tracing = otlp_tracing("http://127.0.0.1:1", "1")
-    tracing.on_end(Call("Generate", ended_at=time.monotonic()))
-    began = time.monotonic()
-    tracing.close(0.2)
-    assert time.monotonic() - began < 2
-
-
-class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """An OpenTelemetry collector."""
-
-    def __init__(self) -> None:
-        self.requests: list[Any] = []
-
-    def Export(self, request: Any, context: object) -> Any:  # noqa: N802
-        self.requests.append(request)
-        return trace_service_pb2.ExportTraceServiceResponse()
-
-
-def collected(requests: Sequence[Any], key: Callable[[Any], Any]) -> list[Any]:
-    return [
-        key(span) for request in requests for r in request.resource_spans for s in r.scope_spans for span in s.spans
-    ]
-
-
 def test_spans_reach_a_collector(engine: Engine) -> None:
-    collector = Collector()
-    backend = grpc.server(ThreadPoolExecutor(2))
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, backend)  # type: ignore[no-untyped-call]
-    port = backend.add_insecure_port("127.0.0.1:0")
-    backend.start()
-    tracing = otlp_tracing(f"http://127.0.0.1:{port}", "1")
-    running = RunningServer(engine, ServerSettings(listen="127.0.0.1:0"), observers=[tracing])
-    try:
-        list(running.stub.Generate(pb.GenerateRequest(input=pb.Input(prompt="a"), max_new_tokens=1), metadata=[PARENT]))
-    finally:
-        running.close()
-        tracing.close()  # flushes the remaining spans
-        backend.stop(0).wait()
-    assert sorted(collected(collector.requests, lambda span: span.name.rpartition("/")[2]))[0] == "Generate"
-    assert {span_id.hex() for span_id in collected(collector.requests, lambda span: span.trace_id)} == {TRACE}
-
-
-def test_a_local_collector_is_reached_without_a_proxy(proxy: FakeProxy) -> None:
-    collector = Collector()
-    backend = grpc.server(ThreadPoolExecutor(2))
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, backend)  # type: ignore[no-untyped-call]
-    port = backend.add_insecure_port("127.0.0.1:0")
-    backend.start()
-    tracing = otlp_tracing(f"http://localhost:{port}", "1")
-    tracing.on_end(Call("Generate", ended_at=time.monotonic()))
-    tracing.close()
-    backend.stop(0).wait()
-    assert len(collector.requests) == 1
-    assert proxy.heard == []
+    with collecting() as collector:
+        tracing = otlp_tracing(collector.endpoint, "1")
+        running = RunningServer(engine, ServerSettings(listen="127.0.0.1:0"), observers=[tracing])
+        try:
+            request = pb.GenerateRequest(input=pb.Input(prompt="a"), max_new_tokens=1)
+            list(running.stub.Generate(request, metadata=[PARENT]))
+        finally:
+            running.close()
+            tracing.close()  # flushes the remaining spans
+    assert sorted(span.name.rpartition("/")[2] for span in collector.spans)[0] == "Generate"
+    assert {span.trace_id.hex() for span in collector.spans} == {TRACE}
