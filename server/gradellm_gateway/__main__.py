@@ -82,8 +82,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _log_requests(options.log_level)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after a graceful shutdown
         server.run()
-    if spans is not None:
-        spans.close()
     for message in refusals:
         print(f"error: {message}", file=sys.stderr)
     return EXIT_USAGE if refusals else 0 if server.started else EXIT_FAILED

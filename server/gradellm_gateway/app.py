@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, nullcontext
 
@@ -54,7 +55,7 @@ def gateway(
         served_names: names of the model in requests and answers; by default its own, without a path.
         api_keys: keys of callers below /v1; without any, callers' keys are the explanation server's access tokens.
         forms: how answers are read; by default by the look of the model's chat template.
-        spans: makes a span for each request; by default there are none.
+        spans: makes a span for each request, and is closed with the client; by default there are none.
         allow_origins: origins whose pages may call, besides the gateway's own (CORS).
         allow_hosts: Host headers that are answered; "*" for all. Any other host may be DNS rebinding by a foreign page.
     """
@@ -64,6 +65,8 @@ def gateway(
         async with upstream.running() if upstream is not None else nullcontext():
             yield
         await client.close()
+        if spans is not None:
+            await asyncio.to_thread(spans.close)
 
     backend = Backend(client, upstream, served_names, passes_tokens=not api_keys)
     api = [

@@ -35,9 +35,20 @@ def exporter() -> InMemorySpanExporter:
     return InMemorySpanExporter()
 
 
-@pytest.fixture(scope="module")
+class _Kept(SimpleSpanProcessor):
+    """Sends spans to an exporter that outlives each gateway."""
+
+    def shutdown(self) -> None:
+        pass
+
+
+@pytest.fixture
 def spans(exporter: InMemorySpanExporter) -> Spans:
-    return Spans(SimpleSpanProcessor(exporter), service="gradellm-gateway", scope="gradellm_gateway", version="1")
+    return spans_to(exporter)
+
+
+def spans_to(exporter: InMemorySpanExporter) -> Spans:
+    return Spans(_Kept(exporter), service="gradellm-gateway", scope="gradellm_gateway", version="1")
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +60,8 @@ def server(engine: Engine, exporter: InMemorySpanExporter) -> Iterator[RunningSe
 
 
 @pytest.fixture(scope="module")
-def url(server: RunningServer, spans: Spans) -> Iterator[str]:
-    with running(server.address, settings={"spans": spans}) as url:
+def url(server: RunningServer, exporter: InMemorySpanExporter) -> Iterator[str]:
+    with running(server.address, settings={"spans": spans_to(exporter)}) as url:
         yield url
 
 
