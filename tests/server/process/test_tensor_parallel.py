@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import time
@@ -50,6 +51,8 @@ def test_a_tensor_parallel_server_serves_and_drains(ranks: Ranks) -> None:
         again = client.explain(PROMPT, max_new_tokens=8, temperature=0.0)
         assert [token.id for token in first.tokens] == [token.id for token in again.tokens]
         assert len(first.scores) == 8
+        number = client.explain(PROMPT, max_new_tokens=8, temperature=1.0, seed=3, regex="[0-9]{3}(a|b)")
+        assert re.fullmatch("[0-9]{3}(a|b)", number.text)
         with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=10) as answer:
             assert b"gradellm_num_requests_running" in answer.read()
         events = client.generate(PROMPT, max_new_tokens=30, temperature=0.0)
