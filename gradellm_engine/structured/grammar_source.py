@@ -15,6 +15,10 @@ from gradellm_engine.structured.settings import StructuredOutput
 
 # The white space of Python's json.dumps: models know it, and none writes spaces without end.
 _SEPARATORS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+# The compiler takes "\u0061" for another name than "a", so that its value would not be held to the schema of "a".
+# Only schemas with control characters in their texts need that escape.
+_ESCAPES = {"json_allowed_escapes": 'nrbtf\\"'}
+_NEEDS_UNICODE_ESCAPE = re.compile(r"\\u00[01]")  # as json.dumps writes them
 _MAX_QUOTED = 300  # characters of the compiler's message
 _SEARCH_SECONDS = 0.5  # for the place of an error
 _UNIMPLEMENTED = re.compile(r"Unimplemented keys: (\[.*\])", re.DOTALL)
@@ -89,7 +93,8 @@ def _place(schema: dict[str, Any] | bool, message: str) -> str:
 
 def _of_schema(schema: dict[str, Any]) -> str:
     text = json.dumps(without_idle_keywords(schema), ensure_ascii=True)
-    return LLMatcher.grammar_from_json_schema(text, overrides=_SEPARATORS)  # type: ignore[arg-type]
+    overrides = _SEPARATORS if _NEEDS_UNICODE_ESCAPE.search(text) else {**_SEPARATORS, **_ESCAPES}
+    return LLMatcher.grammar_from_json_schema(text, overrides=overrides)  # type: ignore[arg-type]
 
 
 def _first_lines(message: str) -> str:

@@ -10,6 +10,7 @@ import pytest
 from gradellm_engine import InvalidRequestError, StructuredOutput
 from gradellm_engine.structured.compiler import GrammarCompiler
 from gradellm_engine.structured.grammar_source import compile_error, grammar_source
+from gradellm_engine.tokenization.encoder import TextEncoder
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,29 @@ def test_a_schema_with_several_faults_of_a_kind_gets_no_place() -> None:
     schema = StructuredOutput(json_schema='{"anyOf": [{"oneOf": [{}]}, {"oneOf": [{}]}]}')
     error = compile_error(schema, "oneOf constraints are not supported.")
     assert error.description.startswith("oneOf is supported only")
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "is_allowed"),
+    [
+        ({"properties": {"é": {"type": "array"}}}, r'{"é": []}', True),
+        ({"properties": {"é": {"type": "array"}}}, r'{"\u00e9": 1}', False),
+        ({"patternProperties": {"^x_": {"type": "array"}}}, r'{"\u0078_": 1}', False),
+        ({"properties": {"a": {"type": "array"}}}, r'{"b\n\"": 1}', True),
+        ({"properties": {"a": {"enum": ["\x01"]}}}, r'{"a": "\u0001"}', True),
+        ({"properties": {"a": {"type": "integer"}}}, '{"a": 1, "a": "x"}', False),
+    ],
+)
+def test_a_name_cannot_be_written_past_its_schema(
+    compiler: GrammarCompiler, encoder: TextEncoder, schema: Any, text: str, is_allowed: bool
+) -> None:
+    settings = StructuredOutput(json_schema=json.dumps({"type": "object", **schema}))
+    ids = encoder.tokenizer.encode(text, add_special_tokens=False)
+    if is_allowed:
+        assert compiler.start(settings, ids).allowed_tokens()
+    else:
+        with pytest.raises(InvalidRequestError, match="not allow"):
+            compiler.start(settings, ids)
 
 
 def test_true_is_any_json_and_a_json_object_an_object() -> None:
