@@ -23,6 +23,7 @@ from gradellm.cli.commands import (
     follow,
     gateway,
     info,
+    mcp,
     serve,
     token,
     verify,
@@ -117,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"gradellm {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (demo, explain, attribute, follow, evaluate, verify, info, serve, gateway, token, bench):
+    for command in (demo, explain, attribute, follow, evaluate, verify, info, serve, gateway, mcp, token, bench):
         command.add_parser(commands)
     completion.add_parser(commands, parser)
     return parser

@@ -12,9 +12,9 @@ from gradellm.serialization import MalformedError, from_json
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-__all__ = ["FLAGS", "add_flags", "read_tools", "with_documents"]
+__all__ = ["FLAGS", "add_flags", "read_documents", "read_tools"]
 
 MAX_BYTES = 8 << 20
 FLAGS = ("tools", "document")
@@ -47,25 +47,13 @@ def read_tools(path: str) -> list[Any]:
     return tools
 
 
-def with_documents(prompt: str, documents: Sequence[tuple[str, str]]) -> tuple[str, dict[str, tuple[int, int]]]:
-    """Return a prompt after its documents, given as names and files; and the documents' places.
-
-    Raises InvalidRequestError for a file that is empty or no text, and for two documents of one name.
-    """
-    text, places = "", {}
+def read_documents(documents: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Yield the names and texts of documents, given as names and files. Raises InvalidRequestError for other files."""
     for name, path in documents:
-        if name in places:
-            raise InvalidRequestError.of("document", f"{name} names two documents: choose another name")
         try:
-            content = _read("document", path).decode().strip()
+            yield name, _read("document", path).decode()
         except UnicodeDecodeError as error:
             raise InvalidRequestError.of("document", f"{path} is not UTF-8 at byte {error.start}") from error
-        if not content:
-            raise InvalidRequestError.of("document", f"{path} is empty")
-        text += f"{name}:\n"
-        places[name] = (len(text), len(text) + len(content))
-        text += f"{content}\n\n"
-    return text + prompt, places
 
 
 def _read(flag: str, path: str) -> bytes:

@@ -22,6 +22,7 @@ from gradellm.rendering.colormap import Theme
 from gradellm.rendering.terminal import ColorMode, Style, visible
 from gradellm.transport.credentials import Tls
 from gradellm.transport.retry import Retry
+from gradellm.wire.documents import with_documents
 from gradellm.wire.keywords import AttributionKeywords
 
 if TYPE_CHECKING:
@@ -208,7 +209,7 @@ def input_keywords(args: argparse.Namespace) -> dict[str, Any]:
     places: dict[str, tuple[int, int]] = {}
     question = prompt
     if prompt is not None and args.document:
-        prompt, places = input_files.with_documents(prompt, args.document)
+        prompt, places = with_documents(prompt, input_files.read_documents(args.document), "document")
     shift = 0 if prompt is None else len(prompt) - len(question or "")
     if chat:
         system = [("system", args.system)] if args.system is not None else []
