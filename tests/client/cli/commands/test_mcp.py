@@ -28,7 +28,7 @@ def test_a_model_and_a_target_exclude_each_other(capsys: pytest.CaptureFixture[s
     assert "--model: is for a local server" in capsys.readouterr().err
 
 
-def test_the_official_client_calls_a_tool(tmp_path: Path) -> None:
+def test_the_official_client_calls_a_tool() -> None:
     """By standard input and output, with a server of its own, which ends with it."""
 
     async def run() -> Any:
