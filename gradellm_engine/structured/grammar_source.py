@@ -74,7 +74,7 @@ def _place(schema: dict[str, Any] | bool, message: str) -> str:
     """The place of the smallest subschema that llguidance refuses with the same message; empty where none is."""
     if isinstance(schema, bool):
         return ""
-    found = {place: subschema for place, subschema, _ in subschemas(schema)}
+    found = dict(subschemas(schema))
     definitions: dict[str, Any] = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
     deadline = time.monotonic() + _SEARCH_SECONDS
 

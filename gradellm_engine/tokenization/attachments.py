@@ -154,7 +154,7 @@ def _marked(value: Any, attachment: Attachment, marks: Marks[Attachment]) -> Any
 
 
 def _with_texts(value: Any, change: Callable[[str], str]) -> Any:  # noqa: ANN401 (any JSON value)
-    """A copy with each text changed, names of members left. Nesting is bounded: see `tools.MAX_LEVELS`."""
+    """A copy with each text changed, names of members left. Nesting is bounded: see `bounded_json`."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):

@@ -50,7 +50,7 @@ class Message:
         content: its text; empty where there is none beside calls.
         tool_calls: of an assistant.
         tool_call_id: of a tool's message: the call that it answers.
-        name: of a tool's message: the tool's.
+        name: the speaker's, of any role; of a tool's message, the tool's.
         reasoning: what an assistant thought before its content. Most templates leave it out of earlier turns.
     """
 

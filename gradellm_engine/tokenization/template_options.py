@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
 from gradellm_engine.errors import InvalidRequestError
+from gradellm_engine.utils.bounded_json import read_json
 
 MAX_KWARGS_CHARACTERS = 10_000  # as JSON
-MAX_LEVELS = 16  # of nesting in them
 # What Transformers' apply_chat_template and its renderer take themselves: other fields, or none, of a request set them.
 RESERVED = frozenset(
     {
@@ -92,34 +91,7 @@ class TemplateOptions:
         Raises:
             InvalidRequestError: where it is longer than MAX_KWARGS_CHARACTERS, or not such an object.
         """
-        if len(text) > MAX_KWARGS_CHARACTERS:
-            raise InvalidRequestError(
-                _KWARGS, f"{len(text):,} characters of JSON; the limit is {MAX_KWARGS_CHARACTERS:,}"
-            )
-        try:
-            parsed = json.loads(text, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
-            raise InvalidRequestError(_KWARGS, f"is not JSON: {error}") from None
+        parsed = read_json(_KWARGS, text, max_characters=MAX_KWARGS_CHARACTERS)
         if not isinstance(parsed, dict):
             raise InvalidRequestError(_KWARGS, f"must be a JSON object, was {type(parsed).__name__}")
-        _check_levels(parsed)
         return parsed
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number of JSON")
-
-
-def _check_levels(value: object) -> None:
-    """Refuse deep nesting, without recursion."""
-    level: list[Any] = [value]
-    for _ in range(MAX_LEVELS):
-        level = [
-            item
-            for outer in level
-            for item in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(item, dict | list)
-        ]
-        if not level:
-            return
-    raise InvalidRequestError(_KWARGS, f"is nested deeper than {MAX_LEVELS} levels")

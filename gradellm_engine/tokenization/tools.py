@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from gradellm_engine.errors import InvalidRequestError
+from gradellm_engine.utils.bounded_json import read_json
 
 MAX_TOOLS = 512  # definitions of a request, and calls of a message
-MAX_LEVELS = 64  # of nesting
 MAX_NAME = 128  # characters
 
 TOOL_SEGMENT = "tool:"  # begins the name of the segment of a tool's definition
@@ -46,7 +44,7 @@ def read_tools(field: str, text: str) -> list[dict[str, Any]]:
     Raises:
         InvalidRequestError: naming the tool, for text that is not such a list, and for names that are not unique.
     """
-    tools = _read_json(field, text)
+    tools = read_json(field, text)
     if not isinstance(tools, list) or not 0 < len(tools) <= MAX_TOOLS:
         raise InvalidRequestError(field, f"must be a JSON list of 1 to {MAX_TOOLS} tools, not {_kind(tools)}")
     names: set[str] = set()
@@ -70,7 +68,7 @@ def read_arguments(field: str, text: str) -> dict[str, Any]:
     Raises:
         InvalidRequestError: naming the field.
     """
-    arguments = _read_json(field, text) if text.strip() else {}
+    arguments = read_json(field, text) if text.strip() else {}
     if not isinstance(arguments, dict):
         raise InvalidRequestError(field, f"must be a JSON object, not {_kind(arguments)}")
     return arguments
@@ -92,47 +90,6 @@ def call_parser(template: str) -> str:
 def segment_of(tool: Mapping[str, Any]) -> str:
     """The name of the segment of a tool's definition."""
     return f"{TOOL_SEGMENT}{tool['function']['name']}"
-
-
-def _read_json(field: str, text: str) -> Any:  # noqa: ANN401 (whatever JSON holds)
-    try:
-        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
-    except RecursionError:
-        raise InvalidRequestError(field, f"is nested deeper than {MAX_LEVELS} levels") from None
-    except ValueError as error:  # also for numbers with thousands of digits
-        raise InvalidRequestError(field, f"is not JSON: {error}") from None
-    for depth, text in _texts(value):
-        if depth > MAX_LEVELS:
-            raise InvalidRequestError(field, f"is nested deeper than {MAX_LEVELS} levels")
-        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-            raise InvalidRequestError(field, "holds a lone surrogate, which is not a character")
-    return value
-
-
-def _texts(value: object) -> Iterator[tuple[int, str]]:
-    """Texts and names in a JSON value with their depth; and an empty text for each list and object. No recursion."""
-    waiting = [(1, value)]
-    while waiting:
-        depth, item = waiting.pop()
-        if isinstance(item, str):
-            yield depth, item
-        elif isinstance(item, Mapping | list):
-            yield depth, ""
-            names = item.keys() if isinstance(item, Mapping) else ()
-            yield from ((depth, name) for name in names)
-            values = item.values() if isinstance(item, Mapping) else item
-            if depth <= MAX_LEVELS:
-                waiting += [(depth + 1, each) for each in values]
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _finite(digits: str) -> float:
-    if math.isinf(value := float(digits)):
-        raise ValueError(f"{digits[:20]} is larger than a float can be")
-    return value
 
 
 def _kind(value: object) -> str:

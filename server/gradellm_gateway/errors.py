@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from gradellm import (
@@ -70,3 +73,24 @@ def body_of(error: GradellmError) -> dict[str, Any]:
 def error_object(message: str, kind: str, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     """OpenAI's error object."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def limit_count(path: str, value: object, limit: int, what: str) -> None:
+    """Raise InvalidRequestError for a list of more than `limit`."""
+    if isinstance(value, list) and len(value) > limit:
+        raise InvalidRequestError.of(path, f"{len(value):,} {what}; the limit is {limit:,}: send fewer")
+
+
+_SIZES = re.compile(r"message larger than max \((?P<size>\d+) vs\. (?P<limit>\d+)\)")  # gRPC's
+
+
+def named_if_too_large(error: InvalidRequestError, body: Mapping[str, Any]) -> InvalidRequestError:
+    """The error of a request that the server did not read, which names the largest field; any other error itself."""
+    if (sizes := _SIZES.search(str(error))) is None:
+        return error
+    name = max(body, key=lambda name: len(json.dumps(body[name])))
+    size, limit = int(sizes["size"]), int(sizes["limit"])
+    return InvalidRequestError.of(
+        "prompt" if name == "prompt_ids" else name[:40],
+        f"makes a message of {size:,} bytes to the explanation server; its limit is {limit:,}: shorten it",
+    )

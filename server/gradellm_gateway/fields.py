@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from gradellm import InvalidRequestError, Violation
+from gradellm_gateway.errors import limit_count, named_if_too_large
 from gradellm_gateway.openapi.schemas import Schema, described, schema_of
 
 Check = Callable[[str, object], None]
@@ -20,6 +21,8 @@ Check = Callable[[str, object], None]
 
 _MAX_QUOTED = 40  # characters of a text that an error quotes
 MAX_CHOICES = 16  # of one request: as many as a server runs at a time by default
+MAX_MESSAGES = 10_000  # converted one by one, in a second; servers have a limit of their own, by their prompts' tokens
+MAX_CALLS = 512  # of a message, as servers have it
 _STREAM_OPTIONS = ("include_usage", "continuous_usage_stats")
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -69,8 +72,10 @@ list_ = _must_be("a list", lambda value: isinstance(value, list), {"type": "arra
 def integers(path: str, value: object) -> None:
     """A list of integers."""
     list_(path, value)
-    for index, element in enumerate(value if isinstance(value, list) else ()):
-        integer(f"{path}[{index}]", element)
+    found = value if isinstance(value, list) else []
+    if not set(map(type, found)) <= {int}:  # paths of a million integers take a second to write
+        for index, element in enumerate(found):
+            integer(f"{path}[{index}]", element)
 
 
 @described({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]})
@@ -151,6 +156,7 @@ def _num_choices(path: str, value: object) -> None:
 def message_list(path: str, value: object) -> None:
     """A list of messages, which `messages` checks one by one."""
     list_(path, value)
+    limit_count(path, value, MAX_MESSAGES, "messages")
 
 
 @described({"$ref": "#/components/schemas/Attribution"})
@@ -288,6 +294,7 @@ def _extra_fields(path: str, role: str, fields: dict[str, object]) -> dict[str, 
     calls = fields.pop("tool_calls", None) if role == "assistant" else None
     if calls:
         list_(f"{path}.tool_calls", calls)
+        limit_count(f"{path}.tool_calls", calls, MAX_CALLS, "calls")
         found = enumerate(calls if isinstance(calls, list) else [])
         extra["tool_calls"] = [_tool_call(f"{path}.tool_calls[{index}]", call) for index, call in found]
     return extra
@@ -396,9 +403,9 @@ class FieldNames:
         self._constraint = constraint
 
     def error(self, error: InvalidRequestError) -> InvalidRequestError:
-        """The error with the caller's names; the same error if it names no field."""
+        """The error with the caller's names; the same error if it names no field, and is not of the request's size."""
         if not error.violations:
-            return error
+            return named_if_too_large(error, self._body)
         violations = [Violation(self.path(v.field), self._words(v.description)) for v in error.violations]
         renamed = InvalidRequestError("; ".join(f"{v.field}: {v.description}" for v in violations), violations)
         renamed.reason = error.reason

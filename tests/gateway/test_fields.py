@@ -325,3 +325,32 @@ def test_names_of_ours_in_a_description_are_the_callers_too() -> None:
     assert str(found) == "forced_ids: are 9 tokens; max_tokens allows 5 in all"
     assert found.reason == "INVALID_REQUEST"
     assert NAMES.error(plain := InvalidRequestError("no field")) is plain
+
+
+def test_a_request_that_the_server_does_not_read_names_its_largest_field() -> None:
+    error = InvalidRequestError("refused: SERVER: Received message larger than max (5242915 vs. 4194304)")
+    for body, name in (
+        ({"prompt": "a", "stop": ["b" * 9]}, "stop"),
+        ({"prompt": None, "prompt_ids": [1, 2]}, "prompt"),
+        ({"messages": [{"content": "a" * 9}], "seed": 1}, "messages"),
+    ):
+        (violation,) = FieldNames(body).error(error).violations
+        assert violation.field == name
+        assert "5,242,915 bytes" in violation.description
+        assert "4,194,304: shorten it" in violation.description
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"messages": [{"role": "user", "content": "a"}] * 10_001}, "messages"),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f"}}] * 513}]},
+            "messages[0].tool_calls",
+        ),
+    ],
+)
+def test_lists_that_take_long_to_convert_are_refused_by_their_length(body: Any, param: str) -> None:
+    with pytest.raises(InvalidRequestError, match="the limit is") as caught:
+        ChatRequest.from_json(body)
+    assert caught.value.violations[0].field == param

@@ -11,8 +11,9 @@ from gradellm import AsyncClient, Event, InvalidRequestError
 from gradellm.models import PromptToken, Token
 from gradellm_gateway.completions.logprobs import LoggedToken, of_prompt
 from gradellm_gateway.completions.request import ChoiceRequest, CompletionRequest
+from gradellm_gateway.request_body import converted
 
-__all__ = ["ChoiceItem", "Echo", "choice_items"]
+__all__ = ["ChoiceItem", "Echo", "check_prompt", "choice_items"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,21 @@ async def choice_items(
         async with aclosing(generate(client, choice.keywords)) as events:
             async for event in events:
                 yield ChoiceItem(choice.index, event)
+    except InvalidRequestError as error:
+        raise choice.names.error(error) from error
+
+
+async def check_prompt(client: AsyncClient, request: CompletionRequest, choice: ChoiceRequest) -> None:
+    """Ask the server whether it takes the prompt of a choice: the completion is begun, and not gone on with.
+
+    Raises InvalidRequestError with the caller's field names.
+    """
+    try:
+        if not request.generates:
+            await client.tokenize(**choice.prompt)
+            return
+        async with aclosing(await converted(lambda: client.generate(**choice.keywords))) as events:
+            await anext(events)
     except InvalidRequestError as error:
         raise choice.names.error(error) from error
 

@@ -62,7 +62,7 @@ def _prompt(path: str, value: object) -> None:
 
 
 def _are_ids(value: list[Any]) -> bool:
-    return all(isinstance(each, int) and not isinstance(each, bool) for each in value)
+    return set(map(type, value)) <= {int}
 
 
 @described({"type": "integer", "minimum": 0, "maximum": MAX_LOGPROBS})
@@ -152,6 +152,7 @@ class CompletionRequest:
         logprobs: number of alternatives whose log-probabilities are returned; None for no log-probabilities.
         token_ids: whether the ids of prompt and completion are returned.
         generates: whether there is more than the prompt to return.
+        num_choices: a prompt.
     """
 
     choices: tuple[ChoiceRequest, ...]
@@ -164,6 +165,12 @@ class CompletionRequest:
     logprobs: int | None
     token_ids: bool
     generates: bool
+    num_choices: int
+
+    @property
+    def first_choices(self) -> tuple[ChoiceRequest, ...]:
+        """The first choice of each prompt."""
+        return self.choices[:: self.num_choices]
 
     @classmethod
     def from_json(cls, body: Any) -> CompletionRequest:  # noqa: ANN401 (whatever a client sent)
@@ -199,6 +206,7 @@ class CompletionRequest:
             logprobs=body.get("logprobs"),
             token_ids=body.get("return_token_ids") is True,
             generates=max_tokens != 0,
+            num_choices=body.get("n") or 1,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -11,10 +12,11 @@ from gradellm.wire.keywords import AttributeKeywords, EvaluateKeywords
 from gradellm_gateway.chat import GRADELLM_FIELDS
 from gradellm_gateway.completions.request import COMPLETION_FIELDS
 from gradellm_gateway.event_objects import Extras
-from gradellm_gateway.fields import FIELDS
-from gradellm_gateway.openapi.schemas import Schema, object_schema
+from gradellm_gateway.fields import FIELDS, message_list
+from gradellm_gateway.openapi.schemas import Schema, keyword_schema, object_schema, schema_of
 from gradellm_gateway.picture_request import PICTURE_FIELDS
 from gradellm_gateway.responses.request import RESPONSE_FIELDS
+from gradellm_gateway.routes.backend import ALIAS
 from gradellm_gateway.routes.tokenization import CHAT_FIELDS, DETOKENIZE_FIELDS, TEXT_FIELDS
 
 __all__ = ["OPERATIONS", "Operation", "openapi_document"]
@@ -31,7 +33,7 @@ class Operation:
         path: in OpenAPI's form.
         summary: what it does.
         request: schema of its JSON body.
-        response: content types of its answer.
+        response: content types of its answer; none where it is empty.
         is_open: whether it needs no key.
     """
 
@@ -43,15 +45,34 @@ class Operation:
     is_open: bool = False
 
 
-def _keywords(annotations: type) -> Schema:
-    """Return the schema of a request of SDK keywords, whose values the SDK checks."""
-    names = sorted({"prompt", *annotations.__annotations__} - {"explanation"})
-    return {"type": "object", "properties": {name: {} for name in names}, "additionalProperties": False}
+_INPUTS: dict[str, Schema] = {
+    "prompt": {"type": "string", "minLength": 1},
+    "messages": schema_of(message_list),
+    "prompt_ids": {"type": "array", "items": {"type": "integer"}, "minItems": 1},
+}
+_COMPLETIONS = ("completion", "completion_ids")
+
+
+def _keywords(annotations: type, completions: Sequence[str], others: Mapping[str, Schema] | None = None) -> Schema:
+    """Return the schema of a request of SDK keywords: a form for each kind of input and of completion."""
+    names = annotations.__annotations__.keys() - {"explanation", "message_spans", *_INPUTS, *_COMPLETIONS}
+    common = {name: keyword_schema(annotations.__annotations__[name].__forward_arg__) for name in sorted(names)}
+    common |= others or {}
+    forms = []
+    for given, schema in _INPUTS.items():
+        for completion in completions or ("",):
+            form = {given: schema, **common}
+            if given == "prompt_ids":
+                form["message_spans"] = {}
+            if completion:
+                form[completion] = keyword_schema("str" if completion == "completion" else "Sequence[int]")
+            required = [given, *([completion] if completion else [])]
+            forms.append({"type": "object", "properties": form, "required": required, "additionalProperties": False})
+    return {"oneOf": forms}
 
 
 _GENERATED = (JSON, EVENTS)
-_ATTRIBUTE = _keywords(AttributeKeywords)
-_ATTRIBUTE["properties"] |= {name: {"type": "boolean"} for name in Extras.__annotations__}
+_ATTRIBUTE = _keywords(AttributeKeywords, _COMPLETIONS, {name: {"type": "boolean"} for name in Extras.__annotations__})
 OPERATIONS = (
     Operation(
         "post", "/v1/chat/completions", "Answer a conversation.", object_schema(FIELDS, ["messages"]), _GENERATED
@@ -62,7 +83,7 @@ OPERATIONS = (
     Operation("get", "/v1/models/{name}", "Describe the model by one of its names."),
     Operation("get", "/v1/gradellm/info", "Describe model, methods and limits."),
     Operation("post", "/v1/gradellm/attribute", "Explain a given completion.", _ATTRIBUTE, (EVENTS,)),
-    Operation("post", "/v1/gradellm/evaluate", "Evaluate attributions.", _keywords(EvaluateKeywords), (EVENTS,)),
+    Operation("post", "/v1/gradellm/evaluate", "Evaluate attributions.", _keywords(EvaluateKeywords, ()), (EVENTS,)),
     Operation(
         "post",
         "/v1/gradellm/pictures",
@@ -83,7 +104,7 @@ OPERATIONS = (
         object_schema(DETOKENIZE_FIELDS, ["tokens"]),
         is_open=True,
     ),
-    Operation("get", "/health", "Tell whether the explanation server responds.", response=(TEXT,), is_open=True),
+    Operation("get", "/health", "Tell whether the explanation server responds.", response=(), is_open=True),
     Operation("get", "/healthz", "The same, as JSON.", is_open=True),
     Operation("get", "/metrics", "Prometheus metrics.", response=(TEXT,), is_open=True),
     Operation("get", "/version", "Tell the gateway's version.", is_open=True),
@@ -146,7 +167,8 @@ def _operation(operation: Operation) -> dict[str, Any]:
         },
     }
     if "{name}" in operation.path:
-        described["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]
+        name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}, "example": ALIAS}
+        described["parameters"] = [name]
     if operation.request is not None:
         described["requestBody"] = {"required": True, "content": {JSON: {"schema": operation.request}}}
     if not operation.is_open:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
-__all__ = ["Schema", "described", "nullable", "object_schema", "schema_of"]
+from gradellm import models
+
+__all__ = ["Schema", "described", "keyword_schema", "nullable", "object_schema", "schema_of"]
 
 Schema = dict[str, Any]
 _Check = TypeVar("_Check", bound=Callable[..., None])
@@ -45,3 +47,27 @@ def object_schema(fields: Mapping[str, object], required: Iterable[str] = ()) ->
     }
     schema: Schema = {"type": "object", "properties": properties, "additionalProperties": False}
     return {**schema, "required": required} if required else schema
+
+
+_KINDS: dict[str, Schema] = {
+    "None": {"type": "null"},
+    "bool": {"type": "boolean"},
+    "int": {"type": "integer"},
+    "float": {"type": "number"},
+    "str": {"type": "string"},
+    **{
+        f"Sequence[{name}]": {"type": "array", "items": {"type": kind}}
+        for name, kind in (("int", "integer"), ("float", "number"), ("str", "string"))
+    },
+}
+
+
+def keyword_schema(annotation: str) -> Schema:
+    """Return the schema of an SDK keyword from its annotation, such as "int | None"; one that allows all for others."""
+    kinds = []
+    for name in annotation.split(" | "):
+        values = get_args(getattr(models, name, None))
+        if not values and name not in _KINDS:
+            return {}
+        kinds.append({"enum": list(values)} if values else _KINDS[name])
+    return kinds[0] if len(kinds) == 1 else {"anyOf": kinds}

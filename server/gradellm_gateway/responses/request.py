@@ -10,9 +10,11 @@ from typing import Any
 from gradellm import InvalidRequestError
 from gradellm_gateway.chat import GRADELLM_FIELDS, attribution_keywords
 from gradellm_gateway.documents import DOCUMENT_FIELDS
+from gradellm_gateway.errors import limit_count
 from gradellm_gateway.event_objects import Extras
 from gradellm_gateway.fields import (
     FIELDS,
+    MAX_MESSAGES,
     Check,
     FieldNames,
     boolean,
@@ -43,6 +45,7 @@ _OWN_FIELDS = GRADELLM_FIELDS - DOCUMENT_FIELDS
 def _input(path: str, value: object) -> None:
     if not isinstance(value, str | list):
         raise InvalidRequestError.of(path, f"must be a text or a list of items, not {quoted(value)}")
+    limit_count(path, value, MAX_MESSAGES, "items")
 
 
 @described({"type": "array", "items": {"type": "string", "enum": [LOGPROBS]}})

@@ -17,6 +17,7 @@ from gradellm_gateway.errors import ModelNotFoundError
 from gradellm_gateway.fields import listed, quoted
 from gradellm_gateway.middleware.request_ids import metadata_of
 from gradellm_gateway.observability.metrics import GatewayMetrics
+from gradellm_gateway.request_body import converted
 from gradellm_gateway.upstream.routes import UpstreamRoutes
 
 __all__ = ["ALIAS", "Backend", "public_name"]
@@ -70,9 +71,12 @@ class Backend:
         is_token = kind.lower() == "bearer" and token.strip() not in ("", "none", "EMPTY")
         return self.client.with_token(token.strip()) if is_token else self.client
 
-    def generated(self, client: AsyncClient, keywords: Mapping[str, Any]) -> AsyncGenerator[Event, None]:
+    async def generated(self, client: AsyncClient, keywords: Mapping[str, Any]) -> AsyncGenerator[Event, None]:
         """Generate as the SDK does, and count it."""
-        return self.metrics.observed(client.generate(**keywords), lambda: self._known_name)
+        call = await converted(lambda: client.generate(**keywords))
+        async with aclosing(self.metrics.observed(call, lambda: self._known_name)) as events:
+            async for event in events:
+                yield event
 
     async def explained(self, client: AsyncClient, keywords: Mapping[str, Any]) -> Explanation:
         """Generate, and return the whole."""

@@ -12,7 +12,7 @@ from gradellm_gateway.choices.chat_choices import ChatChoices, choice_keywords
 from gradellm_gateway.choices.merging import gathered, merged, numbered
 from gradellm_gateway.json_response import AsciiJSONResponse
 from gradellm_gateway.middleware.request_ids import request_id_of
-from gradellm_gateway.request_body import read_json
+from gradellm_gateway.request_body import converted, read_json
 from gradellm_gateway.routes.backend import Backend
 from gradellm_gateway.streaming import (
     CLIENT_CLOSED_REQUEST,
@@ -38,7 +38,7 @@ class ChatRoutes:
     async def chat(self, request: Request) -> Response:
         """`POST /v1/chat/completions`."""
         client, body = await self._backend.client_of(request), await read_json(request)
-        chat_request = ChatRequest.from_json(body)
+        chat_request = await converted(lambda: ChatRequest.from_json(body))
         name = await self._backend.model_name(client, body.get("model"))
         form, tools = await self._forms.of(client, chat_request.tools)
         choices = ChatChoices(chat_request, name, f"chatcmpl-{request_id_of(request)}", form)

@@ -13,7 +13,7 @@ from gradellm import GradellmError, InvalidRequestError
 from gradellm_gateway.errors import body_of
 from gradellm_gateway.json_response import AsciiJSONResponse
 from gradellm_gateway.middleware.request_ids import request_id_of
-from gradellm_gateway.request_body import read_object
+from gradellm_gateway.request_body import converted, read_object
 from gradellm_gateway.responses.answer import ResponseAnswer
 from gradellm_gateway.responses.request import ResponseRequest
 from gradellm_gateway.routes.backend import Backend
@@ -42,7 +42,7 @@ class ResponseRoutes:
     async def create(self, request: Request) -> Response:
         """`POST /v1/responses`."""
         client, body = await self._backend.client_of(request), await read_object(request)
-        wanted = ResponseRequest.from_json(body)
+        wanted = await converted(lambda: ResponseRequest.from_json(body))
         name = await self._backend.model_name(client, body.get("model"))
         form, tools = await self._forms.of(client, wanted.tools)
         answer, keywords = ResponseAnswer(wanted, name, request_id_of(request), form), {**wanted.keywords, **tools}

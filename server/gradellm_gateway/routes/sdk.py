@@ -19,7 +19,7 @@ from gradellm_gateway.event_objects import EventObjects, Extras
 from gradellm_gateway.fields import FieldNames, object_, truncated
 from gradellm_gateway.json_response import AsciiJSONResponse
 from gradellm_gateway.picture_request import PictureRequest
-from gradellm_gateway.request_body import read_json, read_object
+from gradellm_gateway.request_body import converted, read_json, read_object
 from gradellm_gateway.routes.backend import Backend
 from gradellm_gateway.streaming import stream_response, with_caller_names
 
@@ -56,7 +56,7 @@ class SdkRoutes:
         objects = EventObjects(Extras.of(body))
         keywords = {name: value for name, value in body.items() if name not in Extras.__annotations__}
         call = client.attribute_events
-        events = _sdk_events(keywords, call, {*AttributeKeywords.__annotations__}, "{}")
+        events = await _sdk_events(keywords, call, {*AttributeKeywords.__annotations__}, "{}")
         return await stream_response(request, events, lambda event: [objects.of(event)])
 
     async def evaluate(self, request: Request) -> Response:
@@ -64,7 +64,7 @@ class SdkRoutes:
         client, keywords = await self._backend.client_of(request), await read_object(request)
         names = {*EvaluateKeywords.__annotations__} - {"explanation"}  # which takes a Python object
         objects = EventObjects(Extras())
-        events = _sdk_events(keywords, client.evaluate_events, names, "methods")
+        events = await _sdk_events(keywords, client.evaluate_events, names, "methods")
         return await stream_response(request, events, lambda event: [objects.of(event)])
 
     async def pictures(self, request: Request) -> Response:
@@ -73,7 +73,7 @@ class SdkRoutes:
         return AsciiJSONResponse(await run_in_threadpool(lambda: PictureRequest.from_json(body).response()))
 
 
-def _sdk_events(
+async def _sdk_events(
     body: Mapping[str, Any], call: Callable[..., AsyncGenerator[Event, None]], names: set[str], attribution: str
 ) -> AsyncGenerator[Event, None]:
     """The events of an SDK call whose keywords are the request's JSON object.
@@ -88,7 +88,7 @@ def _sdk_events(
         keywords["scores"] = _scores_by_step(keywords["scores"])
     caller_names = FieldNames(body, attribution=attribution)
     try:
-        return with_caller_names(call(**keywords), caller_names)
+        return with_caller_names(await converted(lambda: call(**keywords)), caller_names)
     except InvalidRequestError as error:
         raise caller_names.error(error) from error
     except (TypeError, ValueError, AttributeError) as error:

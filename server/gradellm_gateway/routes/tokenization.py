@@ -24,7 +24,7 @@ from gradellm_gateway.fields import (
     text,
 )
 from gradellm_gateway.json_response import AsciiJSONResponse
-from gradellm_gateway.request_body import read_object
+from gradellm_gateway.request_body import converted, read_object
 from gradellm_gateway.routes.backend import Backend
 from gradellm_gateway.tools.forms import AnswerForms
 from gradellm_gateway.tools.request import ToolRequest
@@ -62,7 +62,7 @@ class TokenizationRoutes:
     async def tokenize(self, request: Request) -> Response:
         """`POST /tokenize`: the ids of a text, or of a conversation with the model's chat template."""
         client, body = await self._backend.client_of(request), await read_object(request)
-        keywords = _prompt(body)
+        keywords = await converted(lambda: _prompt(body))
         await self._backend.model_name(client, body.get("model"))
         if body.get("tools"):
             _, tools = await self._forms.of(client, ToolRequest.of({"tools": body["tools"], "tool_choice": "none"}))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gradellm import InvalidRequestError
+from gradellm_gateway.errors import limit_count
 from gradellm_gateway.fields import boolean, listed, object_, quoted, text, truncated
 
 __all__ = ["ToolRequest"]
@@ -40,9 +41,8 @@ class ToolRequest:
 
         `is_flat`: a function's fields stand beside `type`, as in the Responses API, not in `function`.
         """
+        limit_count("tools", body.get("tools"), MAX_TOOLS, "tools")
         tools = tuple(body.get("tools") or ())
-        if len(tools) > MAX_TOOLS:
-            raise InvalidRequestError.of("tools", f"{len(tools):,} tools; the limit is {MAX_TOOLS}: send fewer")
         definitions = tuple(_definition(f"tools[{index}]", tool, is_flat) for index, tool in enumerate(tools))
         names = [str(tool["function"]["name"]) for tool in definitions]
         choice = body.get("tool_choice")

@@ -107,6 +107,10 @@ def test_lists_name_the_item() -> None:
     assert validation.int32s("x", range(3)) == [0, 1, 2]
     assert validation.int32s("x", np.array([3, 4], np.int8)) == [3, 4]
     assert validation.int32s("x", (number for number in (5, 6))) == [5, 6]
+    assert validation.int32s("x", []) == []
+    assert validation.int32s("x", [-(1 << 31), (1 << 31) - 1]) == [-(1 << 31), (1 << 31) - 1]
+    assert refusal(lambda: validation.int32s("x", [1, 1 << 31])).startswith("x[1]: must be a signed 32-bit integer")
+    assert refusal(lambda: validation.int32s("x", [1, True])) == "x[1]: must be an integer, not True"
     assert refusal(lambda: validation.int32s("x", [1, "2"])) == "x[1]: must be an integer, not '2'"
     assert refusal(lambda: validation.texts("x", {"x": ["a", 2]})) == "x[1]: must be a text, not 2"
     assert refusal(lambda: validation.some_int32s("x", [])).startswith("x: is empty")

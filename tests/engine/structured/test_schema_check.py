@@ -9,13 +9,13 @@ import pytest
 
 from gradellm_engine import InvalidRequestError
 from gradellm_engine.structured.schema_check import (
-    MAX_DEPTH,
     MAX_PROPERTIES,
     parse_schema,
     place_of,
     subschemas,
     without_idle_keywords,
 )
+from gradellm_engine.utils.bounded_json import MAX_LEVELS
 
 
 def nested(depth: int) -> str:
@@ -26,11 +26,13 @@ def nested(depth: int) -> str:
     ("text", "words"),
     [
         ("{", "is not JSON"),
-        ('{"const": NaN}', "NaN is not a JSON number"),
-        ('{"maximum": ' + "9" * 5000 + "}", "4300 digits"),
+        ('{"const": NaN}', "at #/const: NaN is not a JSON number"),
+        ('{"items": {"maximum": 1e999}}', "at #/items/maximum: 1e999 is not a JSON number"),
+        ('{"maximum": ' + "9" * 5000 + "}", "4,300 digits"),
+        ('{"const": "\\ud800"}', "at #/const: a lone surrogate"),
         ("[]", "must be a JSON object"),
-        (nested(MAX_DEPTH + 1), "nested more than 100 deep"),
-        (nested(100_000), "nested more than 100 deep"),
+        (nested(MAX_LEVELS), "/items/...: nested deeper than 64 levels, which is the limit: flatten it, or use $defs"),
+        (nested(100_000), "nested deeper than 64 levels, which is the limit: flatten it, or use $defs"),
         ('{"properties": {"a": {"$dynamicRef": "#x"}}}', 'at #/properties/a: "$dynamicRef"'),
         ('{"anyOf": [{}, {"x-guidance": {"lenient": true}}]}', 'at #/anyOf/1: "x-guidance"'),
         ('{"items": {"$ref": "https://example.com/s.json"}}', "at #/items/$ref"),
@@ -51,7 +53,7 @@ def test_refusals_name_the_place_and_the_limit(text: str, words: str) -> None:
 
 
 def test_the_deepest_schema_and_names_like_keywords_pass() -> None:
-    assert parse_schema(nested(MAX_DEPTH))
+    assert parse_schema(nested(MAX_LEVELS - 1))
     assert parse_schema('{"properties": {"x-guidance": {"type": "string"}}, "const": {"$ref": "http://x"}}')
     assert parse_schema("true") is True
 
@@ -61,7 +63,7 @@ def test_places_are_json_pointers_of_subschemas_only() -> None:
         "properties": {"a/b~": {"items": [{"not": {}}]}, "not": {"const": {"pattern": "x"}}},
         "examples": [{"pattern": "y"}],
     }
-    places = [place for place, _, _ in subschemas(schema)]
+    places = [place for place, _ in subschemas(schema)]
     assert places == [
         "#",
         "#/properties/a~1b~0",

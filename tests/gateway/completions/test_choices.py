@@ -10,7 +10,7 @@ import pytest
 
 from gradellm import Event, InvalidRequestError, PromptToken, TokenizedPrompt
 from gradellm.models import Token
-from gradellm_gateway.completions.choices import ChoiceItem, Echo, choice_items
+from gradellm_gateway.completions.choices import ChoiceItem, Echo, check_prompt, choice_items
 from gradellm_gateway.completions.request import CompletionRequest
 
 TOKENS = tuple(
@@ -72,3 +72,16 @@ def test_the_prompt_comes_first() -> None:
 def test_errors_name_the_prompt() -> None:
     with pytest.raises(InvalidRequestError, match=r"prompt\[1\]"):
         items(FakeClient(InvalidRequestError.of("input", "is too long")))
+
+
+def test_a_prompt_is_checked_by_what_its_completion_begins_with() -> None:
+    def check(client: Any, **body: Any) -> None:
+        request = CompletionRequest.from_json({"prompt": ["x", "ab"], "n": 2, **body})
+        assert [choice.index for choice in request.first_choices] == [0, 2]
+        asyncio.run(check_prompt(client, request, request.first_choices[1]))
+
+    check(FakeClient())
+    refusing = FakeClient(InvalidRequestError.of("input", "is too long"))
+    check(refusing, echo=True, max_tokens=0)  # which tokenizes alone
+    with pytest.raises(InvalidRequestError, match=r"prompt\[1\]"):
+        check(refusing)

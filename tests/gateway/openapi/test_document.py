@@ -42,3 +42,17 @@ def test_requests_are_those_of_the_tables() -> None:
     assert schema["required"] == ["messages"]
     ids = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
     assert len(set(ids)) == len(ids)
+
+
+def test_requests_of_keywords_have_one_input_and_typed_keywords() -> None:
+    paths = openapi_document()["paths"]
+    for path, count in (("/v1/gradellm/attribute", 6), ("/v1/gradellm/evaluate", 3)):
+        forms = paths[path]["post"]["requestBody"]["content"]["application/json"]["schema"]["oneOf"]
+        assert len(forms) == count
+        for form in forms:
+            assert len(form["properties"].keys() & {"prompt", "messages", "prompt_ids"}) == 1
+            assert form["properties"]["timeout"] == {"anyOf": [{"type": "number"}, {"type": "null"}]}
+
+
+def test_an_empty_answer_has_no_content() -> None:
+    assert openapi_document()["paths"]["/health"]["get"]["responses"]["200"]["content"] == {}

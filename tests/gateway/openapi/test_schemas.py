@@ -9,7 +9,7 @@ import pytest
 from gradellm import InvalidRequestError
 from gradellm_gateway.completions.request import COMPLETION_FIELDS
 from gradellm_gateway.fields import FIELDS, boolean
-from gradellm_gateway.openapi.schemas import nullable, object_schema, schema_of
+from gradellm_gateway.openapi.schemas import keyword_schema, nullable, object_schema, schema_of
 from gradellm_gateway.responses.request import RESPONSE_FIELDS
 from gradellm_gateway.routes.tokenization import CHAT_FIELDS, DETOKENIZE_FIELDS, TEXT_FIELDS
 
@@ -45,3 +45,20 @@ def test_null_is_allowed_where_a_field_is_not_required() -> None:
     for body in ({}, {"a": None}, {"a": True, "c": 1}, {"a": True, "b": 3}):
         assert not jsonschema.Draft202012Validator(schema).is_valid(body)
     assert nullable({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("annotation", "valid", "invalid"),
+    [
+        ("int | None", [1, None], ["a", 1.5]),
+        ("str | Sequence[str] | None", ["a", ["a"], None], [1, [1]]),
+        ("Sequence[float] | None", [[0.5, 1]], [["a"], 1]),
+        ("Delivery | None", ["chunked", None], ["other", 1]),
+        ("Preset | bool | None", ["paper", False], ["other", 1]),
+        ("Mapping[str, Any] | None", [{}, 1, None], []),
+    ],
+)
+def test_keywords_have_the_schema_of_their_annotation(annotation: str, valid: list[Any], invalid: list[Any]) -> None:
+    validator = jsonschema.Draft202012Validator(keyword_schema(annotation))
+    assert all(validator.is_valid(value) for value in valid)
+    assert not any(validator.is_valid(value) for value in invalid)

@@ -33,3 +33,8 @@ def test_null_counts_as_absent(field: str) -> None:
 def test_messages_are_named_as_the_caller_has_them(body: dict[str, object], field: str, expected: str) -> None:
     error = InvalidRequestError("x", [Violation(field, "no")])
     assert ResponseFieldNames(body, Conversation(body)).error(error).violations[0].field == expected
+
+
+def test_items_that_take_long_to_convert_are_refused_by_their_number() -> None:
+    with pytest.raises(InvalidRequestError, match=r"input: 10,001 items; the limit is 10,000"):
+        ResponseRequest.from_json({"input": [{"role": "user", "content": "a"}] * 10_001})

@@ -222,5 +222,30 @@ def test_requests_that_cannot_be_are_refused_by_field(url: str, body: Any, param
     assert "prompt_ids" not in error["message"]
 
 
+@pytest.mark.parametrize("echo", [False, True])
+@pytest.mark.parametrize(
+    ("refused", "own"),
+    [
+        ("a" * 9000, {}),
+        ([1, 1 << 20], {}),
+        (PROMPT * 20, {"max_tokens": 200}),
+        ("a", {"gradellm": {"segments": {"x": [0, 9]}}}),
+        ("a" * 9000, {"max_tokens": 0, "echo": True}),
+    ],
+)
+def test_all_prompts_are_checked_before_a_stream_begins(
+    url: str, server: RunningServer, refused: Any, own: dict[str, Any], echo: bool
+) -> None:
+    is_text = isinstance(refused, str)
+    prompts = [PROMPT if is_text else ids_of(server)] * 12
+    body = {"max_tokens": 2, "echo": echo, **own, "n": 2, "stream": True}
+    status, _, said = post(f"{url}/v1/completions", {**body, "prompt": [*prompts, refused, *prompts]})
+    assert status == 400, said[:500]
+    error = json.loads(said)["error"]
+    assert "prompt[12]" in error["param"] or error["param"] in ("max_tokens", "gradellm.segments.x")
+    chunks = answers(url, **body, prompt=prompts)
+    assert {part["index"] for chunk in chunks for part in chunk["choices"]} == set(range(24))
+
+
 def test_another_model_is_refused(url: str) -> None:
     assert post(f"{url}/v1/completions", {"model": "gpt-9", "prompt": "a"})[0] == 404
