@@ -56,7 +56,7 @@ test-all: $(READY) ## run all tests
 	$(BIN)/pytest
 
 real: $(READY) ## run the tests with real models (GRADELLM_REAL_MODELS: a folder); write docs/real-models.md
-	$(BIN)/python tests/record_real.py
+	$(BIN)/python tests/record_real.py $(OPTIONS)
 
 check: $(READY) $(BUF) $(PROTOC) $(ACTIONLINT) ## check format, lint, spelling, types, imports, workflows, wire contract, stubs, audit
 	$(BIN)/ruff format --check .
