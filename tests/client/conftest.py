@@ -105,6 +105,7 @@ class FakeServer(explainer_pb2_grpc.ExplainerServiceServicer):
         self.followed: list[pb.FollowRequest] = []
         self.fails_after = 0  # rows of Follow
         self.verdict = 0  # a number of pb.Verdict, in `finished`
+        self.has_tools = False
         self.failure: grpc.Status | None = None
         self.hold = threading.Event()  # set: streams wait after their parts until they are cancelled
         self.received = threading.Event()
@@ -193,7 +194,13 @@ class FakeServer(explainer_pb2_grpc.ExplainerServiceServicer):
         self.requests.append(request)
         self._end(context)
         return pb.GetServerInfoResponse(
-            model=pb.ModelInfo(name="fake", family="llama", num_parameters=260_000, has_chat_template=True),
+            model=pb.ModelInfo(
+                name="fake",
+                family="llama",
+                num_parameters=260_000,
+                has_chat_template=True,
+                has_tools=self.has_tools,
+            ),
             methods=[pb.MethodInfo(name="grad_ellm", description="Grad-ELLM.", streams=True, switches=["layers"])],
             limits=pb.Limits(max_prompt_tokens=512, max_new_tokens=64),
             versions={"torch": "2"},

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from gradellm.errors import InvalidRequestError
+from gradellm.errors import InvalidRequestError, PermissionDeniedError
 from gradellm.following.openai_chunks import ChoiceReader
-from gradellm.following.openai_requests import constrains_sampling, plain_messages
+from gradellm.following.openai_requests import constrains_sampling, prompt_keywords
 
 if TYPE_CHECKING:
     from gradellm.client import Client
     from gradellm.explanation.explanation import Explanation
-    from gradellm.wire.keywords import FollowKeywords
+    from gradellm.wire.keywords import AttributeKeywords, FollowKeywords
 
 __all__ = ["LoggedAnswer", "logged_answers"]
+
+_Keywords = TypeVar("_Keywords", "AttributeKeywords", "FollowKeywords")
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,9 @@ class LoggedAnswer:
     has_free_logprobs: bool
     """Whether its log-probabilities are those of the whole vocabulary, so that they can be compared."""
 
+    unrendered: InvalidRequestError | None = None
+    """Why the request's prompt cannot be made again; the answer's own prompt ids do without it."""
+
     @property
     def tells_ids(self) -> bool:
         """Whether the answer has token ids; otherwise its text is tokenized again."""
@@ -41,9 +46,11 @@ class LoggedAnswer:
 
     def explain(self, client: Client) -> Explanation:
         """Explain the answer. Raises InvalidRequestError where the record does not say what the prompt was."""
+        if self.unrendered is not None and not self.reader.prompt_ids:
+            raise self.unrendered
         if not self.tells_ids:
-            return client.attribute(**self.reader.attribute_keywords())
-        with client.follow(**self.reader.follow_keywords()) as following:
+            return client.attribute(**_without_ignored(client, self.reader.attribute_keywords()))
+        with client.follow(**_without_ignored(client, self.reader.follow_keywords())) as following:
             for ids, *logprobs in self.reader.take():
                 following.append(ids, *(logprobs if self.has_free_logprobs else ()))
             return following.result()
@@ -62,21 +69,28 @@ def logged_answers(record: object, keywords: FollowKeywords) -> Iterator[LoggedA
         raise InvalidRequestError("request must be an object, and response an object or a list of chunks")
     if error := next((chunk["error"] for chunk in chunks if chunk.get("error")), None):
         raise InvalidRequestError(f"the response is an error: {str(error)[:200]}")
-    prompt = _prompt(request)
+    prompt: dict[str, Any] = {}
+    unrendered = None
+    try:
+        prompt = prompt_keywords(request)
+    except InvalidRequestError as error:
+        unrendered = error
     indexes = sorted({choice.get("index") or 0 for chunk in chunks for choice in chunk.get("choices") or ()})
+    if not indexes:
+        raise InvalidRequestError("the response has no choices; a log is of chat completions or completions")
     for index in indexes:
         reader = ChoiceReader(index, {**keywords, **prompt})  # type: ignore[typeddict-item]
         for chunk in chunks:
             reader.add(chunk)
-        yield LoggedAnswer(index, reader, not constrains_sampling(request))
+        yield LoggedAnswer(index, reader, not constrains_sampling(request), unrendered)
 
 
-def _prompt(request: Mapping[str, Any]) -> dict[str, Any]:
-    """The keywords of the prompt, as far as the request says it; an answer's own prompt ids take their place."""
-    prompt = request.get("prompt")
-    if isinstance(prompt, str):
-        return {"prompt": prompt}
-    if isinstance(prompt, list) and prompt and all(type(each) is int for each in prompt):
-        return {"prompt_ids": prompt}
-    messages = plain_messages(request)
-    return {} if messages is None else {"messages": messages}
+def _without_ignored(client: Client, keywords: _Keywords) -> _Keywords:
+    """Return the keywords without tools where the model's chat template has none: other engines ignore them, too."""
+    if not keywords.get("tools"):
+        return keywords
+    try:
+        has_tools = client.server_info().model.has_tools
+    except PermissionDeniedError:
+        return keywords
+    return keywords if has_tools else cast("_Keywords", {**keywords, "tools": None})

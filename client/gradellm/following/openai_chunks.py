@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from gradellm.errors import InvalidRequestError
 from gradellm.following.openai_logprobs import field_of, told_logprobs
+from gradellm.following.openai_requests import TEMPLATE_OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Iterator, Sequence
@@ -35,7 +36,13 @@ __all__ = ["ChoiceReader", "OpenAIItem", "follow_openai", "follow_openai_async"]
 Written = tuple[list[int], list[float | None], list[list[float]]]
 """Arguments of `Following.append`: ids, log-probabilities, and those of the most probable tokens at each."""
 
+_NO_IDS = (
+    'the other server tells no token ids (ask for them with extra_body={"return_token_ids": True}; in a log, '
+    '"return_token_ids": true)'
+)
 _PROMPTS = ("prompt", "prompt_ids", "messages")
+_PARSED = ("tool_calls", "function_call", "reasoning_content", "reasoning")
+"""Parts of a message that an engine's parsers make of the text, which is then not told."""
 _FOLLOW_ALONE = ("max_new_tokens", "upstream_dtype", "flush_seconds")
 
 
@@ -73,6 +80,8 @@ class ChoiceReader:
     text: str = ""
     prompt_ids: Sequence[int] = ()
     tells_ids: bool = False
+    parsed: str = ""
+    """The first part of the message that is not text as the model wrote it, by the name of its field."""
     tokens: list[Written] = field(default_factory=list)
 
     def add(self, chunk: Any) -> None:  # noqa: ANN401 (a chunk of the openai package, or a mapping)
@@ -84,6 +93,7 @@ class ChoiceReader:
             self.prompt_ids = self.prompt_ids or field_of(choice, "prompt_token_ids") or ()
             message = field_of(choice, "delta") or field_of(choice, "message")
             self.text += field_of(message, "content") or field_of(choice, "text") or ""
+            self.parsed = self.parsed or next((name for name in _PARSED if field_of(message, name)), "")
             if ids := field_of(choice, "token_ids"):
                 self.tells_ids = True
                 self.tokens.append((list(ids), *told_logprobs(choice, len(ids))))
@@ -97,21 +107,23 @@ class ChoiceReader:
         """Return the keywords of `follow`: the prompt is the one that the server read, if it tells."""
         if not self.prompt_ids or self.keywords.get("prompt_ids") is not None:
             return self.keywords
-        shared = {name: value for name, value in self.keywords.items() if name not in _PROMPTS}
+        shared = {name: value for name, value in self.keywords.items() if name not in (*_PROMPTS, *TEMPLATE_OPTIONS)}
         return cast("FollowKeywords", {**shared, "prompt_ids": list(self.prompt_ids)})
 
     def attribute_keywords(self) -> AttributeKeywords:
         """Return the keywords of `attribute` for the text.
 
-        Raises InvalidRequestError where the keywords do not say what the prompt is.
+        Raises InvalidRequestError where the keywords do not say the prompt, or the text is not all that was written.
         """
-        if not any(self.keywords.get(name) is not None for name in _PROMPTS):
+        keywords = self.follow_keywords()
+        if not any(keywords.get(name) is not None for name in _PROMPTS):
+            raise InvalidRequestError.of("messages", f"are needed: {_NO_IDS}, so that its text is explained")
+        if self.parsed:
             raise InvalidRequestError.of(
-                "messages",
-                "are needed: the other server tells no token ids (ask for them with "
-                'extra_body={"return_token_ids": True}), so that its text is explained',
+                f"choices[{self.choice}].message.{self.parsed}",
+                f"is not the text that the model wrote, and {_NO_IDS}",
             )
-        shared = {name: value for name, value in self.keywords.items() if name not in _FOLLOW_ALONE}
+        shared = {name: value for name, value in keywords.items() if name not in _FOLLOW_ALONE}
         return cast("AttributeKeywords", {**shared, "completion": self.text})
 
 
@@ -135,7 +147,7 @@ def follow_openai(
             following.finish()
             for event in following:
                 yield OpenAIItem(event=event)
-        elif response.text:
+        elif response.text or response.parsed:
             for event in client.attribute_events(**response.attribute_keywords()):
                 yield OpenAIItem(event=event)
     finally:
@@ -163,7 +175,7 @@ async def follow_openai_async(
             await following.finish()
             async for event in following:
                 yield OpenAIItem(event=event)
-        elif response.text:
+        elif response.text or response.parsed:
             async for event in client.attribute_events(**response.attribute_keywords()):
                 yield OpenAIItem(event=event)
     finally:

@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["OF_THE_TEMPLATE", "constrains_sampling", "plain_messages"]
+from gradellm.errors import InvalidRequestError
+
+__all__ = ["OF_THE_TEMPLATE", "TEMPLATE_OPTIONS", "constrains_sampling", "prompt_keywords"]
 
 _FREE_FORMATS = (None, "text")
 _CONSTRAINTS = ("structured_outputs", "allowed_token_ids", "bad_words", "logit_bias")
-OF_THE_TEMPLATE = (
-    "tools",
-    "functions",
-    "documents",
-    "chat_template",
-    "chat_template_kwargs",
-    "continue_final_message",
-    "reasoning_effort",
-)
-"""Fields that an engine's chat template reads, besides the messages."""
+TEMPLATE_OPTIONS = ("tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message")
+"""Keywords of the SDK, and fields of a request, that the chat template reads besides the messages."""
+_UNKNOWN_TO_SERVER = ("functions", "documents", "chat_template", "reasoning_effort")
+OF_THE_TEMPLATE = (*_UNKNOWN_TO_SERVER, "tools", "chat_template_kwargs", "continue_final_message")
+"""Fields that an engine's chat template reads, besides the messages; `add_generation_prompt` is true by default."""
+_NOT_RENDERED = (*_UNKNOWN_TO_SERVER, "echo", "suffix", "truncate_prompt_tokens", "prompt_embeds")
+_NEEDS_IDS = 'and the answer has no ids of the prompt: ask the engine for "return_token_ids": true'
+_TEXTS = ("name", "tool_call_id", "reasoning_content", "reasoning")
+_MESSAGE = ("role", "content", "tool_calls", *_TEXTS)
 
 
 def constrains_sampling(request: Mapping[str, Any]) -> bool:
@@ -33,27 +34,55 @@ def constrains_sampling(request: Mapping[str, Any]) -> bool:
     return kind not in _FREE_FORMATS or has_tools or others or any(name.startswith("guided_") for name in request)
 
 
-def plain_messages(request: Mapping[str, Any]) -> list[tuple[str, str]] | None:
-    """Return the messages of a chat as (role, text); None where the model read more than these, or something else."""
-    messages = request.get("messages")
-    if not isinstance(messages, list) or not messages or any(request.get(name) for name in OF_THE_TEMPLATE):
-        return None
-    if request.get("add_generation_prompt") is False:
-        return None
-    plain = []
-    for message in messages:
-        if not isinstance(message, Mapping) or message.keys() - {"role", "content", "name"}:
-            return None
-        text = _text(message.get("content"))
-        if text is None or not isinstance(message.get("role"), str):
-            return None
-        plain.append((message["role"], text))
-    return plain
+def prompt_keywords(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keywords of `Client.attribute` with which the server makes the prompt of a request again.
+
+    Raises InvalidRequestError for a prompt that it cannot make again. The error names the field.
+    """
+    messages, prompt = request.get("messages"), request.get("prompt")
+    for name in (name for name in _NOT_RENDERED if request.get(name)):
+        raise _not_rendered(name, "is not rendered again")
+    adds_tokens = request.get("add_special_tokens")
+    if adds_tokens is not None and bool(adds_tokens) != (messages is None):
+        raise _not_rendered("add_special_tokens", f"is {str(adds_tokens).lower()}, which is not done again")
+    if messages is None:
+        if isinstance(prompt, str):
+            return {"prompt": prompt}
+        if isinstance(prompt, list) and prompt and all(type(each) is int for each in prompt):
+            return {"prompt_ids": prompt}
+        if prompt is None:
+            raise _not_rendered("messages", "are missing, and so is prompt,")
+        raise _not_rendered("prompt", "is neither one text nor one list of token ids,")
+    if not isinstance(messages, list) or not messages:
+        raise _not_rendered("messages", "must be a list of at least one message,")
+    options = {name: request[name] for name in TEMPLATE_OPTIONS if request.get(name) is not None}
+    return {"messages": [_message(f"messages[{index}]", each) for index, each in enumerate(messages)], **options}
 
 
-def _text(content: object) -> str | None:
+def _message(path: str, message: object) -> dict[str, Any]:
+    """Return a message as the SDK takes it, without empty fields, which clients send back."""
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise _not_rendered(path, "is no object with a role,")
+    found = {name: value for name, value in message.items() if value is not None and value != []}
+    for name in (name for name in found if name not in _MESSAGE):
+        raise _not_rendered(f"{path}.{name}", "is not rendered again")
+    content = message.get("content")
+    return {**found, "content": "" if content is None else _text(f"{path}.content", content)}
+
+
+def _text(path: str, content: object) -> str:
     if isinstance(content, str):
         return content
-    parts = content if isinstance(content, list) else [None]
-    texts = [part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None for part in parts]
-    return "".join(text for text in texts if text) if all(isinstance(text, str) for text in texts) else None
+    if not isinstance(content, list):
+        raise _not_rendered(path, "is neither a text nor a list of parts,")
+    texts = []
+    for index, part in enumerate(content):
+        text = part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None
+        if not isinstance(text, str):
+            raise _not_rendered(f"{path}[{index}]", "is no part with a text, and only these are rendered again")
+        texts.append(text)
+    return "".join(texts)
+
+
+def _not_rendered(path: str, problem: str) -> InvalidRequestError:
+    return InvalidRequestError.of(f"request.{path}", f"{problem} {_NEEDS_IDS}")

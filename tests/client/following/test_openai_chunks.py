@@ -73,6 +73,26 @@ def test_a_text_without_ids(fake: FakeServer) -> None:
     assert request.completion == "Hello there"  # type: ignore[attr-defined]
 
 
+def test_a_prompt_that_the_server_tells_takes_the_place_of_tools(fake: FakeServer) -> None:
+    options: dict[str, Any] = {"tools": [{"type": "function"}], "chat_template_kwargs": {"enable_thinking": False}}
+    with Client(fake.target) as client:
+        list(client.follow_openai(CHUNKS, messages=[("user", "Hi")], **options))
+    sent = fake.followed[0].start.input
+    assert list(sent.prompt_ids) == [1, 2]
+    assert (sent.tools, sent.chat_template_kwargs) == ("", "")
+
+
+@pytest.mark.parametrize("delta", [{"content": "a", "reasoning": "Hm."}, {"tool_calls": [{}]}])
+def test_an_answer_of_which_the_text_is_not_told(fake: FakeServer, delta: dict[str, Any]) -> None:
+    chunks = [{"choices": [{"index": 0, "delta": delta}]}]
+    with (
+        Client(fake.target) as client,
+        pytest.raises(InvalidRequestError, match="is not the text that the model wrote"),
+    ):
+        list(client.follow_openai(chunks, messages=[("user", "Hi")]))
+    assert fake.requests == []
+
+
 def test_no_answer(fake: FakeServer) -> None:
     with Client(fake.target) as client:
         assert [item.event for item in client.follow_openai([{"choices": []}])] == [None]

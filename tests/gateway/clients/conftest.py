@@ -10,8 +10,9 @@ import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
@@ -35,26 +36,30 @@ def real_model(name: str) -> Path:
 
 
 @contextmanager
-def gateway_of(model: Path) -> Iterator[str]:
-    """The API's base of a gateway in front of a model."""
-    engine = Engine.load(str(model), dtype="float32", kv_bytes=512 << 20)
+def gateway_of(model: Path, dtype: str = "float32", **settings: Any) -> Iterator[str]:
+    """The API's base of a gateway in front of a model. `settings` are keywords of the gateway's app."""
+    engine = Engine.load(str(model), dtype=dtype, kv_bytes=512 << 20)
     server = RunningServer(engine, ServerSettings(listen="127.0.0.1:0"))
     try:
-        with running(server.address) as url:
+        with running(server.address, settings=settings) as url:
             yield f"{url}/v1"
     finally:
         server.close()
 
 
+def with_template(name: str, template: str, folder: Path) -> Path:
+    """Fill a folder with a real model, but with another chat template; the folder."""
+    for path in real_model(name).iterdir():
+        if path.name != "chat_template.jinja":
+            (folder / path.name).symlink_to(path.resolve())
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    return folder
+
+
 @pytest.fixture(scope="module")
 def tools_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The API's base of a gateway in front of SmolLM2 with a chat template that has tools; its own has none."""
-    folder = tmp_path_factory.mktemp("smollm2-tools")
-    for path in real_model("smollm2").iterdir():
-        if path.name != "chat_template.jinja":
-            (folder / path.name).symlink_to(path.resolve())
-    (folder / "chat_template.jinja").write_text(HERMES, encoding="utf-8")
-    with gateway_of(folder) as url:
+    with gateway_of(with_template("smollm2", HERMES, tmp_path_factory.mktemp("smollm2-tools"))) as url:
         yield url
 
 
@@ -89,3 +94,16 @@ def python_program(name: str, *arguments: str) -> Any:
 def javascript_program(name: str, *arguments: str) -> Any:
     """The same, by Node.js."""
     return said("node", PROGRAMS / name, program("node-*/node_modules/ai").parent, *arguments)
+
+
+class Program(Protocol):
+    """Calls a program with its arguments; what it says."""
+
+    def __call__(self, *arguments: str) -> Any: ...
+
+
+OPENAI = [
+    pytest.param(partial(python_program, "openai_calls.py"), id="python"),
+    pytest.param(partial(javascript_program, "openai_calls.mjs"), id="javascript"),
+]
+"""OpenAI's packages, by programs that say the same."""

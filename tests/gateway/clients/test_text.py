@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gateway.clients.conftest import gateway_of, javascript_program, python_program, real_model
+from gateway.clients.conftest import OPENAI, Program, gateway_of, javascript_program, python_program, real_model
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]
 CAPITAL = {"city": "Paris", "country": "France"}
@@ -27,10 +27,21 @@ def test_ai_sdk_streams_the_text_of_the_whole_answer(url: str, api: str) -> None
     assert 0 < answer["tokens"] <= 16
 
 
-def test_ai_sdk_generates_an_object(url: str) -> None:
-    answer = javascript_program("ai_sdk.mjs", url, "smollm2", "chat", "object")
+@pytest.mark.parametrize("api", ["chat", "responses"])
+def test_ai_sdk_generates_an_object(url: str, api: str) -> None:
+    answer = javascript_program("ai_sdk.mjs", url, "smollm2", api, "object")
     assert answer["object"] == answer["streamed"]
     assert set(answer["object"]) == {"city", "country", "large"}
+
+
+@pytest.mark.parametrize("call", OPENAI)
+def test_openai_packages_stream_and_parse_what_whole_answers_have(url: str, call: Program) -> None:
+    answer = call(url, "smollm2")
+    for api in ("chat", "completion", "response"):
+        whole, streamed = answer[api]
+        assert whole == streamed
+        assert "Paris" in whole
+    assert answer["parsed"] == [CAPITAL] * 4
 
 
 def test_instructor_returns_a_pydantic_model(url: str) -> None:

@@ -9,17 +9,27 @@ import json
 
 import pytest
 
-from gateway.clients.conftest import javascript_program, python_program
+from gateway.clients.conftest import OPENAI, Program, javascript_program, python_program
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]
 
 
-def test_ai_sdk_reads_calls(tools_url: str) -> None:
-    answer = javascript_program("ai_sdk.mjs", tools_url, "gradellm", "chat", "tools")
+@pytest.mark.parametrize("api", ["chat", "responses"])
+def test_ai_sdk_reads_calls(tools_url: str, api: str) -> None:
+    answer = javascript_program("ai_sdk.mjs", tools_url, "gradellm", api, "tools")
     assert answer["calls"] == answer["streamed"] != []
     assert answer["calls"][0]["toolName"] == "weather"
     assert isinstance(answer["calls"][0]["input"]["city"], str)
     assert "tool-input-delta" in answer["parts"]
+
+
+@pytest.mark.parametrize("call", OPENAI)
+def test_openai_packages_parse_calls(tools_url: str, call: Program) -> None:
+    answer = call(tools_url, "gradellm", "tools")
+    whole, streamed = answer["chat"]
+    assert answer["response"] == [whole, streamed] == [whole, whole]
+    assert whole[0][0] == "Weather"
+    assert isinstance(whole[0][1]["city"], str)
 
 
 def test_litellm_reads_calls(tools_url: str) -> None:
