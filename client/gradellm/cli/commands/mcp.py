@@ -48,5 +48,7 @@ async def _serve(args: argparse.Namespace) -> None:
     else:
         print(f"starting a server for {local.get('model', 'the demo model')} ...", file=sys.stderr, flush=True)
         client = await AsyncClient.local(**local, inherit_stderr=args.server_log)
+    if sys.stdin.isatty():
+        print("serving MCP on standard input, for a program; Ctrl-C ends it", file=sys.stderr, flush=True)
     async with client:
         await mcp_server(client).run_stdio_async()
