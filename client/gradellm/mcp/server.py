@@ -50,11 +50,12 @@ Words = Annotated[
 def mcp_server(client: AsyncClient) -> MCPServer[Any]:
     """An MCP server whose tools call an explanation server."""
     server = MCPServer("gradellm", title="gradellm", instructions=INSTRUCTIONS, version=__version__)
+    tools = _Tools(client)
     for tool, title in (
-        (_Tools(client).explain, "Answer, and explain each word"),
-        (_Tools(client).attribute, "Explain a given answer"),
-        (_Tools(client).citations, "Cite documents for each sentence"),
-        (_Tools(client).evaluate, "Measure how far explanations can be trusted"),
+        (tools.explain, "Answer, and explain each word"),
+        (tools.attribute, "Explain a given answer"),
+        (tools.citations, "Cite documents for each sentence"),
+        (tools.evaluate, "Measure how far explanations can be trusted"),
     ):
         server.add_tool(tool, title=title, annotations=ToolAnnotations(read_only_hint=True, open_world_hint=False))
     return server
@@ -80,8 +81,7 @@ class _Tools:
             _check_expression(words)
             keywords = await self._input(prompt, documents)
             events = self._client.generate(**keywords, max_new_tokens=max_new_tokens, temperature=0.0)
-            explanation = Explanation.from_events(await _collected(events, ctx, max_new_tokens))
-            return explained(explanation, num_sources=num_sources, words=words)
+            return await _explained(events, ctx, num_sources, words, max_new_tokens)
 
     async def attribute(
         self,
@@ -97,8 +97,7 @@ class _Tools:
             _check_expression(words)
             keywords = await self._input(prompt, documents)
             events = self._client.attribute_events(**keywords, completion=completion)
-            explanation = Explanation.from_events(await _collected(events, ctx))
-            return explained(explanation, num_sources=num_sources, words=words)
+            return await _explained(events, ctx, num_sources, words)
 
     async def citations(
         self,
@@ -143,6 +142,17 @@ class _Tools:
         if places:
             keywords["segments"] = {name: (0, *span) if is_chat else span for name, span in places.items()}
         return keywords
+
+
+async def _explained(
+    events: AsyncGenerator[Event, None],
+    ctx: Context[Any],
+    num_sources: int,
+    words: str | None,
+    total: int | None = None,
+) -> ExplainedAnswer:
+    explanation = Explanation.from_events(await _collected(events, ctx, total))
+    return explained(explanation, num_sources=num_sources, words=words)
 
 
 async def _collected(

@@ -11,8 +11,6 @@ same chats twice, as many at once as `--streams` says: to vLLM, and explained, t
 from __future__ import annotations
 
 import argparse
-import http.client
-import json
 import os
 import statistics
 import sys
@@ -26,7 +24,7 @@ from typing import Any
 from gradellm_bench.capacity.document import put
 from gradellm_bench.capacity.report import markdown
 from gradellm_bench.network.load import RunSummary, new_texts, run_streams
-from gradellm_bench.network.servers import GatewayServer, GradellmServer, ServerError, VLLMServer
+from gradellm_bench.network.servers import GatewayServer, GradellmServer, ServerError, VLLMServer, posted_chunks
 
 EXIT_FAILED = 70
 PROMPT_WORDS = 40
@@ -91,17 +89,7 @@ class Chats:
         }
         if self.lags is not None:
             body["gradellm"] = {}
-        connection = http.client.HTTPConnection("127.0.0.1", self.port)
-        try:
-            connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            if response.status != http.HTTPStatus.OK:
-                raise ServerError(f"status {response.status}: {response.read().decode(errors='replace')}")
-            for line in response:
-                if line.startswith(b"data: {"):
-                    yield json.loads(line[len(b"data: ") :])
-        finally:
-            connection.close()
+        return posted_chunks(self.port, "/v1/chat/completions", body, "status")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Any, Self
 
 from gradellm import Client, GradellmError, OverloadedError, UnavailableError
 from gradellm.wire.keywords import GenerateKeywords
@@ -174,17 +174,8 @@ class VLLMServer(ServerProcess):
             "temperature": 0.0,
             "stream": True,
         }
-        connection = http.client.HTTPConnection("127.0.0.1", self.port)
-        try:
-            connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            if response.status != http.HTTPStatus.OK:
-                raise ServerError(f"vLLM answered {response.status}: {response.read().decode(errors='replace')}")
-            for line in response:
-                if line.startswith(b"data: {"):
-                    yield int(bool(json.loads(line[len(b"data: ") :])["choices"]))
-        finally:
-            connection.close()
+        for chunk in posted_chunks(self.port, "/v1/completions", body, "vLLM answered"):
+            yield int(bool(chunk["choices"]))
 
     def _is_ready(self) -> bool:
         return _get(self.port, "/health") is not None
@@ -202,6 +193,25 @@ class GatewayServer(ServerProcess):
 
     def _is_ready(self) -> bool:
         return bool(json.loads(_get(self.port, "/healthz") or b"{}").get("explains"))
+
+
+def posted_chunks(port: int, path: str, body: Mapping[str, Any], refusal: str) -> Iterator[dict[str, Any]]:
+    """The chunks of an answer that a server of OpenAI's API streams.
+
+    Raises:
+        ServerError: it refused the request; `refusal` stands before the status.
+    """
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    try:
+        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        if response.status != http.HTTPStatus.OK:
+            raise ServerError(f"{refusal} {response.status}: {response.read().decode(errors='replace')}")
+        for line in response:
+            if line.startswith(b"data: {"):
+                yield json.loads(line[len(b"data: ") :])
+    finally:
+        connection.close()
 
 
 def _get(port: int, path: str) -> bytes | None:

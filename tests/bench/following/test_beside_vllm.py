@@ -20,18 +20,22 @@ from support.upstream.fake_vllm import MODEL, FakeVllm
 
 
 @pytest.fixture(scope="module")
-def fake(model_path: Callable[[str], Path]) -> Iterator[FakeVllm]:
+def explainer(model_path: Callable[[str], Path]) -> Iterator[RunningServer]:
     server = RunningServer(Engine.load(str(model_path("demo"))), ServerSettings(listen="127.0.0.1:0"))
-    fake = FakeVllm(server.address)
-    fake.address = server.address  # type: ignore[attr-defined]
-    yield fake
-    fake.close()
+    yield server
     server.close()
 
 
 @pytest.fixture(scope="module")
-def gateway(fake: FakeVllm) -> Iterator[int]:
-    with in_front_of(fake.url, fake.address) as url:  # type: ignore[attr-defined]
+def fake(explainer: RunningServer) -> Iterator[FakeVllm]:
+    fake = FakeVllm(explainer.address)
+    yield fake
+    fake.close()
+
+
+@pytest.fixture(scope="module")
+def gateway(fake: FakeVllm, explainer: RunningServer) -> Iterator[int]:
+    with in_front_of(fake.url, explainer.address) as url:
         yield port_of(url)
 
 
